@@ -1,0 +1,44 @@
+# Every target makes and reuses .venv; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo-output
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench bench-gpu clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## steer the bundled target with the bundled expert, with controls
+	$(BIN)/expertsteer demo --out $(OUT)
+
+test: $(VENV)/.installed  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
+	$(BIN)/ruff check python tests benchmarks
+	$(BIN)/ruff format --check python tests benchmarks
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+
+bench: $(VENV)/.installed  ## run the benchmarks on this processor
+	$(BIN)/python -m pytest benchmarks -m "not gpu" --benchmark-only
+
+bench-gpu: $(VENV)/.installed  ## run the benchmarks that need a GPU
+	$(BIN)/python -m pytest benchmarks -m gpu --benchmark-only
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist
+
+# The package is reinstalled when its sources change, its dependencies only with constraints.txt.
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -type f -not -path '*/__pycache__/*')
+
+$(VENV)/.dependencies: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[dev]'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps .
+	@touch $@

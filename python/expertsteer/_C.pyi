@@ -1,0 +1,31 @@
+with_cuda: bool
+
+def steer_add_cpu(
+    hidden: int,
+    dtype: int,
+    batch: int,
+    tokens: int,
+    width: int,
+    batch_stride: int,
+    token_stride: int,
+    delta: int,
+    mask: int,
+    mask_batch_stride: int,
+    mask_token_stride: int,
+) -> None: ...
+
+# Present only where `with_cuda` is true.
+def steer_add_cuda(
+    hidden: int,
+    dtype: int,
+    batch: int,
+    tokens: int,
+    width: int,
+    batch_stride: int,
+    token_stride: int,
+    delta: int,
+    mask: int,
+    mask_batch_stride: int,
+    mask_token_stride: int,
+    stream: int,
+) -> None: ...

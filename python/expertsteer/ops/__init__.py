@@ -1,0 +1,136 @@
+"""Check, choose, call: the one door to every operation and its backends.
+
+``backend="auto"`` takes the fastest implementation that serves the tensors; an explicit backend
+that cannot serve them raises `BackendError` with the reason.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from . import native, reference
+
+BACKENDS = ("auto", "reference", "triton", "native")
+
+# Per operation, its implementations from the fastest to the definition.
+_IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
+    "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
+    "laplace": {"reference": reference.laplace},
+    "agop": {"reference": reference.agop},
+    "gaussian_information": {"reference": reference.gaussian_information},
+}
+
+_WHY_NOT = {"native": native.why_not, "reference": lambda device, dtype: None}
+
+
+class BackendError(ValueError):
+    """The backend asked for by name cannot serve the call."""
+
+
+def choose(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> Callable:
+    """The implementation of ``operation`` for tensors on ``device`` of ``dtype``.
+
+    Hot paths call this once and keep the result.
+
+    Raises:
+        BackendError: ``backend`` is unknown, has no such operation, or cannot serve the tensors.
+    """
+    offered = _IMPLEMENTATIONS[operation]
+    if backend == "auto":
+        reasons = {}
+        for name, implementation in offered.items():
+            reason = _WHY_NOT[name](device, dtype)
+            if reason is None:
+                if native.MISSING in reasons.values():
+                    _warn_once(f"{native.MISSING}. Serving {operation} from {name!r}.")
+                return implementation
+            reasons[name] = reason
+        raise BackendError(f"no backend serves {operation}: {reasons}")
+    if backend not in BACKENDS:
+        raise BackendError(f"backend must be one of {BACKENDS}, came {backend!r}")
+    if backend not in offered:
+        raise BackendError(
+            f"backend {backend!r} does not implement {operation}; choose 'auto' or one of "
+            f"{tuple(offered)}"
+        )
+    reason = _WHY_NOT[backend](device, dtype)
+    if reason is not None:
+        raise BackendError(f"backend {backend!r} cannot serve {operation}: {reason}")
+    return offered[backend]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def steer_add(
+    hidden: Tensor, delta: Tensor, mask: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """Checked `reference.steer_add`; fast backends work in place, so use the returned tensor."""
+    if hidden.ndim != 3:
+        raise ValueError(f"hidden must be [batch, tokens, width], came {tuple(hidden.shape)}")
+    expected = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    if delta.shape != hidden.shape[2:] or delta.dtype != expected or not delta.is_contiguous():
+        raise ValueError(
+            f"delta must be contiguous, of shape ({hidden.shape[2]},) and {expected}; came "
+            f"{tuple(delta.shape)} of {delta.dtype}"
+        )
+    if mask is not None and (mask.shape != hidden.shape[:2] or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be bool of shape {tuple(hidden.shape[:2])}, came "
+            f"{tuple(mask.shape)} of {mask.dtype}"
+        )
+    for name, tensor in (("delta", delta), ("mask", mask)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
+    return choose("steer_add", backend, hidden.device, hidden.dtype)(hidden, delta, mask)
+
+
+def laplace(gram: Tensor, bandwidth: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Checked `reference.laplace`."""
+    if gram.ndim != 3 or gram.shape[1] != gram.shape[2]:
+        raise ValueError(f"gram must be [B, n, n], came {tuple(gram.shape)}")
+    if bandwidth.shape != gram.shape[:1] or not bool((bandwidth > 0).all()):
+        raise ValueError(
+            f"bandwidth must be {gram.shape[0]} positive numbers, came {bandwidth.tolist()}"
+        )
+    return choose("laplace", backend, gram.device, gram.dtype)(gram, bandwidth)
+
+
+def agop(
+    gram: Tensor,
+    weights: Tensor,
+    alpha: Tensor,
+    right: Tensor | None = None,
+    centre: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Checked `reference.agop`."""
+    batch, n, _ = gram.shape
+    if weights.shape != gram.shape or alpha.shape[:2] != (batch, n) or alpha.ndim != 3:
+        raise ValueError(
+            f"gram and weights must be [B, n, n] and alpha [B, n, C], came {tuple(gram.shape)}, "
+            f"{tuple(weights.shape)} and {tuple(alpha.shape)}"
+        )
+    return choose("agop", backend, gram.device, gram.dtype)(gram, weights, alpha, right, centre)
+
+
+def gaussian_information(x: Tensor, y: Tensor, *, backend: str = "auto") -> Tensor:
+    """Checked `reference.gaussian_information`."""
+    if x.ndim != 3 or y.ndim != 3 or x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"x and y must be [layers, n, r] with one n, came {tuple(x.shape)}, {tuple(y.shape)}"
+        )
+    if x.shape[1] <= x.shape[2] + y.shape[2]:
+        raise ValueError(
+            f"{x.shape[1]} rows are too few for {x.shape[2]} + {y.shape[2]} components; give "
+            "more rows or ask for fewer components"
+        )
+    return choose("gaussian_information", backend, x.device, x.dtype)(x, y)

@@ -1,0 +1,65 @@
+"""From validated tensors to the pointers that the compiled extension takes; the only import of it.
+
+The extension knows neither torch nor Python objects, so one wheel serves every torch release.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from .. import _C
+except ImportError as error:  # a source tree without a build; the reference path serves
+    _C = None
+    MISSING = f"the compiled extension expertsteer._C is not available ({error}); pip install ."
+else:
+    MISSING = None
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve tensors of that kind, or ``None`` when it can."""
+    if _C is None:
+        return MISSING
+    if dtype not in _DTYPES:
+        return f"dtype {dtype} is not among {[str(d) for d in _DTYPES]}"
+    if device.type == "cuda":
+        return None if _C.with_cuda else "the extension was built without CUDA (EXPERTSTEER_CUDA)"
+    return None if device.type == "cpu" else f"device {device.type} is neither cpu nor cuda"
+
+
+def steer_add(hidden: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`reference.steer_add`, in place; returns ``hidden``.
+
+    A ``hidden`` whose rows are not contiguous, or that autograd records, is served out of place
+    by the reference: the caller gets the right tensor either way and must use the returned one.
+    """
+    batch, tokens, width = hidden.shape
+    batch_stride, token_stride, element_stride = hidden.stride()
+    if element_stride != 1 or (hidden.requires_grad and torch.is_grad_enabled()):
+        from . import reference
+
+        return reference.steer_add(hidden, delta, mask)
+    if mask is None:
+        where = (0, 0, 0)
+    else:
+        where = (mask.data_ptr(), *mask.stride())
+    arguments = (
+        hidden.data_ptr(),
+        _DTYPES[hidden.dtype],
+        batch,
+        tokens,
+        width,
+        batch_stride,
+        token_stride,
+        delta.data_ptr(),
+        *where,
+    )
+    if hidden.is_cuda:
+        with torch.cuda.device(hidden.device):
+            _C.steer_add_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
+    else:
+        _C.steer_add_cpu(*arguments)
+    return hidden
