@@ -1,0 +1,85 @@
+"""Steer one language model with what another one knows.
+
+The four steps of ExpertSteer (arXiv 2505.12313): capture and `align`, `mutual_information` and
+`pair_layers`, `fit_vectors`, `attach`. `ExpertSteer` runs them in one call.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+# Eager, unlike the rest: the submodule has the function's name, and importing it later from
+# inside the package would put the module in the function's place.
+from .align import align
+
+# Public name -> the module that defines it; imported on first use, so that `import expertsteer`
+# loads neither transformers nor matplotlib.
+_PUBLIC = {
+    "Alignment": "artifacts",
+    "HiddenStates": "artifacts",
+    "LayerPair": "artifacts",
+    "LayerPairing": "artifacts",
+    "MutualInformation": "artifacts",
+    "ArtifactError": "_files",
+    "ContrastSet": "contrast",
+    "SteeringVectors": "vectors",
+    "capture": "models",
+    "mutual_information": "pair",
+    "pair_layers": "pair",
+    "RFM": "rfm",
+    "fit_vectors": "fit",
+    "attach": "steer",
+    "ExpertSteer": "pipeline",
+}
+
+__all__ = [
+    "RFM",
+    "Alignment",
+    "ArtifactError",
+    "ContrastSet",
+    "ExpertSteer",
+    "HiddenStates",
+    "LayerPair",
+    "LayerPairing",
+    "MutualInformation",
+    "SteeringVectors",
+    "__version__",
+    "align",
+    "attach",
+    "capture",
+    "fit_vectors",
+    "mutual_information",
+    "pair_layers",
+]
+
+try:
+    __version__ = version("expertsteer")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'expertsteer' has no attribute {name!r}")
+    value = getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from ._files import ArtifactError
+    from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
+    from .contrast import ContrastSet
+    from .fit import fit_vectors
+    from .models import capture
+    from .pair import mutual_information, pair_layers
+    from .pipeline import ExpertSteer
+    from .rfm import RFM
+    from .steer import attach
+    from .vectors import SteeringVectors

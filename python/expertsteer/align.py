@@ -1,0 +1,269 @@
+"""Step 1: carry expert states into the target's space.
+
+The auto-encoder is the paper's (ExpertSteer, arXiv 2505.12313): per expert layer an affine
+``f: R^{d_E} -> R^{d_T}`` and ``g`` back, minimising ``mean ||h - g(f(h))||^2``. That loss does not
+change when f is followed by an invertible map and g by its inverse, so it leaves the basis of
+the code open. ``rotation="procrustes"`` picks, among its minimisers, the one whose code is nearest
+to the target's states on the same examples; without it the code is in no particular basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._progress import progress
+from .artifacts import Alignment, HiddenStates, LayerPairing, require_same_examples
+
+METHODS = ("autoencoder", "ridge", "identity")
+SOLVERS = ("closed_form", "adam")
+ROTATIONS = ("procrustes", "none")
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """``h @ weight + bias`` and, where the method has one, the way back."""
+
+    weight: Tensor  # [d_E, d_T]
+    bias: Tensor  # [d_T]
+    back_weight: Tensor | None = None  # [d_T, d_E]
+    back_bias: Tensor | None = None  # [d_E]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return states @ self.weight + self.bias
+
+    def rotated(self, rotation: Tensor, centre: Tensor, new_centre: Tensor) -> AffineMap:
+        """Follow by ``c -> (c - centre) @ rotation + new_centre``, and undo it on the way back."""
+        return AffineMap(
+            self.weight @ rotation,
+            (self.bias - centre) @ rotation + new_centre,
+            rotation.mT @ self.back_weight,
+            self.back_bias + (centre - new_centre @ rotation.mT) @ self.back_weight,
+        )
+
+
+def align(
+    expert: HiddenStates,
+    target: HiddenStates,
+    method: str = "autoencoder",
+    *,
+    solver: str = "closed_form",
+    rotation: str = "procrustes",
+    reg: float = 1e-2,
+    steps: int = 3000,
+    learning_rate: float = 3e-2,
+    seed: int = 0,
+    pairing: LayerPairing | Iterable[tuple[int, int]] | None = None,
+) -> Alignment:
+    """Fit the maps from expert layers into the target's space.
+
+    Args:
+        expert, target: captures over one contrast set, ``[L_E, N, d_E]`` and ``[L_T, N, d_T]``.
+        method: ``"autoencoder"`` (the paper), ``"ridge"`` (affine least squares onto the target's
+            states) or ``"identity"`` (equal widths and shared ancestry; fits nothing).
+        solver: of the auto-encoder: ``"closed_form"`` (principal subspace) or ``"adam"``.
+        rotation: of the auto-encoder: ``"procrustes"`` or ``"none"`` (the paper's bare one).
+        reg: ridge strength, as a share of the mean variance of the expert's states.
+        steps, learning_rate, seed: of Adam (full batch, states scaled to unit mean variance).
+        pairing: the (expert layer, target layer) rows to fit. By default every expert layer, with
+            the target layer at the same relative depth.
+
+    Returns:
+        An `Alignment` with one row per pair, computed in float32 (float64 for float64 states).
+
+    Raises:
+        ValueError: an unknown option, captures over different examples, layers that were not
+            captured, unequal widths with ``"identity"``, fewer than two examples.
+    """
+    _require_choice("method", method, METHODS)
+    _require_choice("solver", solver, SOLVERS)
+    _require_choice("rotation", rotation, ROTATIONS)
+    require_same_examples(expert, target)
+    if len(expert) < 2:
+        raise ValueError(f"alignment needs at least 2 examples, came {len(expert)}")
+    if method == "identity" and expert.width != target.width:
+        raise ValueError(
+            f"method='identity' needs equal widths, came {expert.width} (expert) and "
+            f"{target.width} (target); use method='autoencoder' or 'ridge'"
+        )
+    settings: dict[str, Any] = {"method": method}
+    if method == "autoencoder":
+        settings |= {"solver": solver, "rotation": rotation}
+        if solver == "adam":
+            settings |= {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+    elif method == "ridge":
+        settings |= {"reg": reg}
+    pairs = _default_pairs(expert, target) if pairing is None else [tuple(p)[:2] for p in pairing]
+    return _fit(expert, target, pairs, settings)
+
+
+def align_pairs(
+    alignment: Alignment,
+    expert: HiddenStates,
+    target: HiddenStates,
+    pairs: Iterable[tuple[int, int]],
+) -> Alignment:
+    """The same kind of alignment with exactly the given (expert, target) rows.
+
+    Rows the alignment already holds are kept as they are; the others are fitted with its settings
+    on these states. A vector has to be expressed in the basis of the layer it will steer.
+    """
+    pairs = [tuple(p)[:2] for p in pairs]
+    held = [alignment.row(*p) for p in pairs]
+    missing = [p for p, row in zip(pairs, held) if row is None]
+    fitted = _fit(expert, target, missing, alignment.settings) if missing else None
+    sources = [
+        (alignment, row) if row is not None else (fitted, missing.index(p))
+        for p, row in zip(pairs, held)
+    ]
+
+    def gather(name: str) -> Tensor | None:
+        rows = [getattr(source, name) for source, _ in sources]
+        if rows[0] is None:
+            return None
+        return torch.stack([tensor[row] for tensor, (_, row) in zip(rows, sources)])
+
+    names = ("encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias")
+    figures = ("reconstruction_error", "explained_variance")
+    return Alignment(
+        tuple(e for e, _ in pairs),
+        tuple(t for _, t in pairs),
+        **{name: gather(name) for name in names + figures},
+        settings=alignment.settings,
+    )
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, came {value!r}")
+
+
+def _default_pairs(expert: HiddenStates, target: HiddenStates) -> list[tuple[int, int]]:
+    """Every captured expert layer with the captured target layer at the same relative depth."""
+    last_e, last_t = max(len(expert.layers) - 1, 1), len(target.layers) - 1
+    return [(e, target.layers[round(i * last_t / last_e)]) for i, e in enumerate(expert.layers)]
+
+
+def _fit(
+    expert: HiddenStates,
+    target: HiddenStates,
+    pairs: list[tuple[int, int]],
+    settings: dict[str, Any],
+) -> Alignment:
+    double = torch.float64 in (expert.states.dtype, target.states.dtype)
+    dtype = torch.float64 if double else torch.float32
+    encoders: dict[int, AffineMap] = {}  # an expert layer's auto-encoder serves all its pairs
+    maps, errors, explained = [], [], []
+    for expert_layer, target_layer in progress(pairs, "align"):
+        h = expert.layer(expert_layer).to(dtype)
+        t = target.layer(target_layer).to(dtype)
+        if expert_layer not in encoders:
+            encoders[expert_layer] = _unrotated(h, t.shape[1], settings)
+        if settings["method"] == "ridge":
+            fitted = _ridge(h, t, settings["reg"])
+        elif settings.get("rotation") == "procrustes":
+            fitted = _procrustes(encoders[expert_layer], h, t)
+        else:
+            fitted = encoders[expert_layer]
+        maps.append(fitted)
+        explained.append(1 - _relative_error(t, fitted(h)))
+        if fitted.back_weight is not None:
+            back = fitted(h) @ fitted.back_weight + fitted.back_bias
+            errors.append(_relative_error(h, back))
+    return Alignment(
+        expert_layers=tuple(e for e, _ in pairs),
+        target_layers=tuple(t for _, t in pairs),
+        encoder_weight=torch.stack([m.weight for m in maps]),
+        encoder_bias=torch.stack([m.bias for m in maps]),
+        decoder_weight=torch.stack([m.back_weight for m in maps]) if errors else None,
+        decoder_bias=torch.stack([m.back_bias for m in maps]) if errors else None,
+        reconstruction_error=torch.stack(errors) if errors else None,
+        explained_variance=torch.stack(explained),
+        settings=settings,
+    )
+
+
+def _relative_error(states: Tensor, estimate: Tensor) -> Tensor:
+    """``mean ||s - estimate||^2 / mean ||s - mean s||^2``, 0 where both vanish."""
+    variance = (states - states.mean(dim=0)).square().sum()
+    error = (states - estimate).square().sum()
+    return error / variance.clamp(min=torch.finfo(states.dtype).tiny)
+
+
+def _unrotated(h: Tensor, d_target: int, settings: dict[str, Any]) -> AffineMap | None:
+    if settings["method"] == "ridge":
+        return None
+    if settings["method"] == "identity":
+        identity = torch.eye(d_target, dtype=h.dtype)
+        return AffineMap(identity, torch.zeros(d_target, dtype=h.dtype))
+    if settings["solver"] == "closed_form":
+        return _principal_subspace(h, d_target)
+    adam = {k: settings[k] for k in ("steps", "learning_rate", "seed")}
+    return _adam(h, d_target, **adam)
+
+
+def _principal_subspace(h: Tensor, d_target: int) -> AffineMap:
+    """The auto-encoder's minimiser in closed form: the top principal components, zero-padded."""
+    mean = h.mean(dim=0)
+    basis = torch.linalg.svd(h - mean, full_matrices=False).Vh.mT  # [d_E, min(N, d_E)]
+    weight = torch.zeros(h.shape[1], d_target, dtype=h.dtype)  # [d_E, d_T]
+    rank = min(basis.shape[1], d_target)
+    weight[:, :rank] = basis[:, :rank]
+    return AffineMap(weight, -(mean @ weight), weight.mT.contiguous(), mean)
+
+
+def _procrustes(encoder: AffineMap, h: Tensor, t: Tensor) -> AffineMap:
+    """Rotate the code onto the target's states: ``min ||(code - mean) Q - (t - mean)||``.
+
+    Schoenemann (1966): Q = U V^T from the singular vectors of ``code^T t``. Orthogonal, so the
+    decoder undoes it exactly and the reconstruction error stays what it was.
+    """
+    code = encoder(h)
+    centre, new_centre = code.mean(dim=0), t.mean(dim=0)
+    left, _, right = torch.linalg.svd((code - centre).mT @ (t - new_centre))
+    return encoder.rotated(left @ right, centre, new_centre)
+
+
+def _ridge(h: Tensor, t: Tensor, reg: float) -> AffineMap:
+    """Affine least squares onto the target's states, through the smaller of N x N and d x d."""
+    mean_h, mean_t = h.mean(dim=0), t.mean(dim=0)
+    x, y = h - mean_h, t - mean_t
+    penalty = reg * x.square().sum() / x.shape[1] + torch.finfo(h.dtype).tiny
+    if x.shape[0] < x.shape[1]:
+        gram = x @ x.mT + penalty * torch.eye(x.shape[0], dtype=h.dtype)
+        weight = x.mT @ torch.linalg.solve(gram, y)
+    else:
+        covariance = x.mT @ x + penalty * torch.eye(x.shape[1], dtype=h.dtype)
+        weight = torch.linalg.solve(covariance, x.mT @ y)
+    return AffineMap(weight, mean_t - mean_h @ weight)
+
+
+def _adam(h: Tensor, d_target: int, steps: int, learning_rate: float, seed: int) -> AffineMap:
+    """Train f and g by gradient descent, as the paper does."""
+    mean = h.mean(dim=0)
+    spread = (h - mean).square().mean().sqrt().clamp(min=torch.finfo(h.dtype).tiny)
+    x = (h - mean) / spread  # a loss of order one, whatever the model's scale
+    generator = torch.Generator().manual_seed(seed)
+    d_expert = h.shape[1]
+
+    def initial(rows: int, columns: int) -> Tensor:
+        noise = torch.randn(rows, columns, generator=generator, dtype=h.dtype)
+        return (noise / rows**0.5).requires_grad_()
+
+    encoder, decoder = initial(d_expert, d_target), initial(d_target, d_expert)
+    biases = [torch.zeros(d, dtype=h.dtype, requires_grad=True) for d in (d_target, d_expert)]
+    optimiser = torch.optim.Adam([encoder, decoder, *biases], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        reconstruction = (x @ encoder + biases[0]) @ decoder + biases[1]
+        (x - reconstruction).square().sum(dim=1).mean().backward()
+        optimiser.step()
+        schedule.step()
+    weight, back_weight = encoder.detach() / spread, decoder.detach() * spread
+    bias = biases[0].detach() - mean @ weight
+    return AffineMap(weight, bias, back_weight, biases[1].detach() * spread + mean)

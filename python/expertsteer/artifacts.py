@@ -1,0 +1,270 @@
+"""What the four steps hand to each other: frozen data, checked when made, saved without pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._files import read_artifact, write_artifact
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` with the first offending index when ``tensor`` has NaN or infinity."""
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        where = tuple((~finite).nonzero()[0].tolist())
+        bad = int((~finite).sum())
+        raise ValueError(
+            f"{name} must be finite, but {bad} of {tensor.numel()} entries are NaN or infinite "
+            f"(the first at index {where}); capture in float32 or drop those examples"
+        )
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Decoder-layer outputs of one model over a contrast set, one state per example and layer.
+
+    Attributes:
+        states: ``[L, N, D]``, floating point; row ``l`` belongs to decoder layer ``layers[l]``.
+        labels: ``[N]`` int64, 1 for the behaviour to steer towards and 0 for its opposite.
+        layers: decoder-layer indices counted from 0, strictly increasing.
+        keys: ``[N]`` int64, one fingerprint per example, so that two captures can be checked to
+            hold the same examples in the same order; ``None`` skips that check.
+        position: the token whose state was kept: ``"last"``, ``"mean"`` or an index.
+        model: where the states came from (name, revision, architecture, num_layers, hidden_size).
+
+    Raises:
+        ValueError: wrong shapes, labels other than 0/1, non-finite states.
+    """
+
+    states: Tensor
+    labels: Tensor
+    layers: tuple[int, ...] = ()
+    keys: Tensor | None = None
+    position: str | int = "last"
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.states.ndim != 3 or not self.states.is_floating_point():
+            raise ValueError(
+                "states must be a floating-point tensor [layers, examples, width], came "
+                f"{tuple(self.states.shape)} of {self.states.dtype}"
+            )
+        count_layers, examples, _ = self.states.shape
+        labels = torch.as_tensor(self.labels)
+        if labels.shape != (examples,) or not bool(((labels == 0) | (labels == 1)).all()):
+            raise ValueError(
+                f"labels must be {examples} zeros and ones, one per example; "
+                f"came shape {tuple(labels.shape)}, values {labels.unique()[:8].tolist()}"
+            )
+        object.__setattr__(self, "labels", labels.to(torch.int64))
+        layers = tuple(int(i) for i in self.layers) or tuple(range(count_layers))
+        if len(layers) != count_layers or any(b <= a for a, b in zip(layers, layers[1:])):
+            raise ValueError(
+                f"layers must be {count_layers} increasing indices, one per row of states; "
+                f"came {layers}"
+            )
+        object.__setattr__(self, "layers", layers)
+        if self.keys is not None and self.keys.shape != (examples,):
+            raise ValueError(f"keys must have shape ({examples},), came {tuple(self.keys.shape)}")
+        require_finite("states", self.states)
+
+    @property
+    def width(self) -> int:
+        return self.states.shape[2]
+
+    def __len__(self) -> int:
+        return self.states.shape[1]
+
+    def layer(self, index: int) -> Tensor:
+        """The states ``[N, D]`` of decoder layer ``index``."""
+        if index not in self.layers:
+            raise ValueError(f"layer {index} was not captured; captured layers: {self.layers}")
+        return self.states[self.layers.index(index)]
+
+    def scale(self, index: int) -> float:
+        """Median Euclidean norm of the states of decoder layer ``index``."""
+        return float(self.layer(index).float().norm(dim=-1).median())
+
+    def take(self, rows: Sequence[int] | Tensor) -> HiddenStates:
+        """The same capture restricted to the given example rows, in the given order."""
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        keys = None if self.keys is None else self.keys[rows]
+        return replace(self, states=self.states[:, rows], labels=self.labels[rows], keys=keys)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        tensors = {"states": self.states, "labels": self.labels}
+        if self.keys is not None:
+            tensors["keys"] = self.keys
+        header = {"layers": self.layers, "position": self.position, "model": self.model}
+        write_artifact(folder, "hidden_states", tensors, header)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> HiddenStates:
+        tensors, header = read_artifact(folder, "hidden_states")
+        kept = {name: header[name] for name in ("position", "model")}
+        return cls(**tensors, layers=tuple(header["layers"]), **kept)
+
+
+def require_same_examples(expert: HiddenStates, target: HiddenStates) -> None:
+    """Raise ``ValueError`` unless both captures hold the same examples in the same order."""
+    if len(expert) != len(target):
+        raise ValueError(
+            f"expert holds {len(expert)} examples and target {len(target)}; "
+            "capture both models over the same contrast set"
+        )
+    differ = expert.labels != target.labels
+    if expert.keys is not None and target.keys is not None:
+        differ = differ | (expert.keys != target.keys)
+    if bool(differ.any()):
+        raise ValueError(
+            f"expert and target differ at example {int(differ.nonzero()[0])} (and at "
+            f"{int(differ.sum())} in all): other examples, or the same in another order; "
+            "capture both models over the same contrast set"
+        )
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Affine maps from expert layers into the target's space, one row per (expert, target) pair.
+
+    Attributes:
+        expert_layers, target_layers: the R pairs; a row's code lives in its target layer's space.
+        encoder_weight: ``[R, d_E, d_T]``; the code of ``h`` is ``h @ weight + bias``.
+        encoder_bias: ``[R, d_T]``.
+        decoder_weight: ``[R, d_T, d_E]``, or ``None`` where the method has no way back.
+        decoder_bias: ``[R, d_E]``, or ``None``.
+        reconstruction_error: ``[R]``, mean ||h - g(f(h))||^2 / mean ||h - mean h||^2; ``None``
+            without a decoder.
+        explained_variance: ``[R]``, 1 - mean ||t - f(h)||^2 / mean ||t - mean t||^2 over the
+            paired examples; negative when the code is further from the target's states than
+            their mean is.
+        settings: the arguments that made it (``method``, ``solver``, ``rotation``, ...).
+    """
+
+    expert_layers: tuple[int, ...]
+    target_layers: tuple[int, ...]
+    encoder_weight: Tensor
+    encoder_bias: Tensor
+    decoder_weight: Tensor | None
+    decoder_bias: Tensor | None
+    reconstruction_error: Tensor | None
+    explained_variance: Tensor
+    settings: dict[str, Any]
+
+    def encode(self, states: Tensor) -> Tensor:
+        """Carry states ``[R, N, d_E]``, row r from ``expert_layers[r]``, to ``[R, N, d_T]``."""
+        rows, d_expert, _ = self.encoder_weight.shape
+        if states.ndim != 3 or states.shape[0] != rows or states.shape[2] != d_expert:
+            raise ValueError(
+                f"states must be [{rows}, N, {d_expert}] (expert layers {self.expert_layers}), "
+                f"came {tuple(states.shape)}"
+            )
+        return torch.baddbmm(
+            self.encoder_bias.unsqueeze(1),
+            states.to(self.encoder_weight.dtype),
+            self.encoder_weight,
+        )
+
+    def row(self, expert_layer: int, target_layer: int) -> int | None:
+        """The row of a pair, or ``None`` when the alignment does not hold that pair."""
+        pairs = list(zip(self.expert_layers, self.target_layers))
+        pair = (expert_layer, target_layer)
+        return pairs.index(pair) if pair in pairs else None
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        named = {n: getattr(self, n) for n in _ALIGNMENT_TENSORS}
+        header = {n: getattr(self, n) for n in ("expert_layers", "target_layers", "settings")}
+        write_artifact(
+            folder, "alignment", {n: t for n, t in named.items() if t is not None}, header
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> Alignment:
+        tensors, header = read_artifact(folder, "alignment")
+        layers = {n: tuple(header[n]) for n in ("expert_layers", "target_layers")}
+        named = {n: tensors.get(n) for n in _ALIGNMENT_TENSORS}
+        return cls(**named, **layers, settings=header["settings"])
+
+
+_ALIGNMENT_TENSORS = (
+    "encoder_weight",
+    "encoder_bias",
+    "decoder_weight",
+    "decoder_bias",
+    "reconstruction_error",
+    "explained_variance",
+)
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """Information between layers together with what chance alone would give.
+
+    Attributes:
+        nats: ``[L_E, L_T]``.
+        floor: ``[L_E, L_T]``, the 95 % quantile over row permutations of one side.
+        z_score: ``[L_E, L_T]``, (nats - mean of the permutations) / their standard deviation.
+        permutations: how many permutations the null holds.
+    """
+
+    nats: Tensor
+    floor: Tensor
+    z_score: Tensor
+    permutations: int
+
+
+class LayerPair(NamedTuple):
+    """One intervention: expert layer, target layer, and their mutual information in nats."""
+
+    expert_layer: int
+    target_layer: int
+    nats: float
+
+
+@dataclass(frozen=True)
+class LayerPairing:
+    """The chosen layer pairs, in the order in which the rule chose them.
+
+    Attributes:
+        pairs: ``LayerPair`` rows; a target layer appears at most once.
+        rule: ``"lowest"``, ``"highest"``, ``"random"``, or ``"given"`` for pairs by hand.
+        matrix: the information ``[L_E, L_T]`` (nats) the choice was made from, if any.
+    """
+
+    pairs: tuple[LayerPair, ...]
+    rule: str = "given"
+    matrix: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        pairs = tuple(LayerPair(int(p[0]), int(p[1]), float(p[2])) for p in self.pairs)
+        if not pairs:
+            raise ValueError("pairs must hold at least one (expert_layer, target_layer, nats) row")
+        targets = [p.target_layer for p in pairs]
+        if len(set(targets)) < len(targets):
+            raise ValueError(f"a target layer may be steered once, came target layers {targets}")
+        object.__setattr__(self, "pairs", pairs)
+
+    @classmethod
+    def same(cls, layers: Iterable[int]) -> LayerPairing:
+        """Each layer paired with itself: a model's own vectors, the controls of a comparison."""
+        return cls(pairs=tuple(LayerPair(i, i, float("nan")) for i in layers))
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        return tuple(p.expert_layer for p in self.pairs)
+
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        return tuple(p.target_layer for p in self.pairs)
+
+    def __iter__(self) -> Iterator[LayerPair]:
+        return iter(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)

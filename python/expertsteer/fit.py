@@ -1,0 +1,163 @@
+"""Step 3, applied: one steering vector per layer pair from the aligned expert states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .align import align_pairs
+from .artifacts import Alignment, HiddenStates, LayerPairing, require_same_examples
+from .rfm import RFM, auc
+from .vectors import SteeringVectors, package_versions
+
+METHODS = ("rfm", "mean_difference", "pca", "logistic")
+LEAST_PER_CLASS = 4
+
+
+def fit_vectors(
+    expert: HiddenStates,
+    target: HiddenStates,
+    alignment: Alignment,
+    pairing: LayerPairing,
+    method: str = "rfm",
+    *,
+    rfm: RFM | None = None,
+    validation: float = 0.2,
+    seed: int = 0,
+) -> SteeringVectors:
+    """Fit a unit direction in the target's space for every pair, with its scale.
+
+    The expert's states are carried into the space of the *paired* target layer (pairs that
+    ``alignment`` does not hold are fitted with its settings) and one direction is found that
+    separates label 1 from label 0; its sign is such that projections correlate with the label.
+    A model's own vectors are the case ``fit_vectors(target, target, align(target, target,
+    "identity"), LayerPairing.same(layers))``.
+
+    Args:
+        method: ``"rfm"`` (the paper); ``"mean_difference"``, ``"pca"`` (first principal component)
+            or ``"logistic"`` (needs the ``sklearn`` extra), the common alternatives.
+        rfm: an unfitted `RFM` whose settings are used; the default one if not given.
+        validation: share of the examples, stratified by label, on which the RFM chooses its best
+            iteration and the AUC in the metadata is measured; 0 for neither.
+        seed: of that split.
+
+    Returns:
+        `SteeringVectors`; ``scales`` are the median norms of the target's states, and ``metadata``
+        holds the models, the pairing, the settings and the measured figures.
+
+    Raises:
+        ValueError: an unknown method, other examples in expert and target, fewer than four
+            examples of either label, a pair whose layer was not captured.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, came {method!r}")
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation must be a share in [0, 1), came {validation}")
+    require_same_examples(expert, target)
+    _require_classes(target.labels)
+    pairs = [(p.expert_layer, p.target_layer) for p in pairing]
+    aligned = align_pairs(alignment, expert, target, pairs)
+    codes = aligned.encode(torch.stack([expert.layer(e) for e, _ in pairs]))  # [R, N, d_T]
+    train, held = _split(target.labels, validation, seed)
+    directions, figures = _directions(codes, target.labels, train, held, method, rfm)
+    scales = {p.target_layer: target.scale(p.target_layer) for p in pairing}
+    metadata: dict[str, Any] = {
+        "expert": expert.model,
+        "target": target.model,
+        "pairing": {"rule": pairing.rule, "pairs": [_json_pair(p) for p in pairing]},
+        "alignment": aligned.settings,
+        "method": method,
+        "settings": (rfm or RFM()).settings if method == "rfm" else {},
+        "examples": {"count": len(target), "positive": int(target.labels.sum())},
+        "position": target.position,
+        "figures": figures | _alignment_figures(aligned),
+        "versions": package_versions(),
+    }
+    vectors = {p.target_layer: v for p, v in zip(pairing, directions)}
+    return SteeringVectors(vectors, scales, metadata)
+
+
+def _require_classes(labels: Tensor) -> None:
+    counts = torch.bincount(labels, minlength=2).tolist()
+    if min(counts) < LEAST_PER_CLASS:
+        raise ValueError(
+            f"fitting needs at least {LEAST_PER_CLASS} examples of each label, came {counts[0]} "
+            f"with label 0 and {counts[1]} with label 1; extend the contrast set"
+        )
+
+
+def _split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row indices to fit on and to hold out, the latter with at least one of each label."""
+    generator = torch.Generator().manual_seed(seed)
+    held = []
+    for label in (0, 1):
+        rows = (labels == label).nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        held.append(rows[: max(1, round(share * len(rows)))] if share else rows[:0])
+    out = torch.cat(held).sort().values
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[out] = False
+    return kept.nonzero().flatten(), out
+
+
+def _directions(
+    codes: Tensor, labels: Tensor, train: Tensor, held: Tensor, method: str, rfm: RFM | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Unit directions ``[R, d_T]`` and the figures measured on the way, a list entry per pair."""
+    y = labels.to(codes.dtype)
+    if method == "rfm":
+        machine = RFM(**rfm.settings, backend=rfm.backend) if rfm else RFM()
+        if not len(held):
+            return machine.fit(codes, y).direction_, {"iteration": machine.best_iter_.tolist()}
+        machine.fit(codes[:, train], y[train], codes[:, held], y[held])
+        scores = machine.predict(codes[:, held])
+        measured = auc(scores, y[held].expand(len(codes), -1))
+        return machine.direction_, {
+            "iteration": machine.best_iter_.tolist(),
+            "validation_auc": measured.tolist(),
+        }
+    directions = torch.stack([_simple_direction(x, labels, method) for x in codes])
+    return directions, {}
+
+
+def _simple_direction(x: Tensor, labels: Tensor, method: str) -> Tensor:
+    centred = x - x.mean(dim=0)
+    if not bool((centred != 0).any()):
+        raise ValueError("the states of all examples are equal, so there is no direction to find")
+    if method == "mean_difference":
+        direction = x[labels == 1].mean(dim=0) - x[labels == 0].mean(dim=0)
+    elif method == "pca":
+        direction = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    else:
+        direction = _logistic(centred, labels)
+    norm = direction.norm()
+    if not norm > 0:
+        raise ValueError(f"method {method!r} finds no direction: the two labels' states coincide")
+    correlation = (centred @ direction) @ (labels - labels.double().mean()).to(x.dtype)
+    return direction / (norm if correlation >= 0 else -norm)
+
+
+def _logistic(centred: Tensor, labels: Tensor) -> Tensor:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ValueError(
+            "method='logistic' needs scikit-learn: pip install 'expertsteer[sklearn]'"
+        ) from error
+    scale = centred.square().mean().sqrt()  # the solver's regularisation assumes unit scale
+    probe = LogisticRegression(max_iter=2000).fit((centred / scale).numpy(), labels.numpy())
+    return torch.as_tensor(probe.coef_[0], dtype=centred.dtype)
+
+
+def _json_pair(pair) -> dict[str, Any]:
+    nats = None if pair.nats != pair.nats else pair.nats  # json has no NaN
+    return {"expert_layer": pair.expert_layer, "target_layer": pair.target_layer, "nats": nats}
+
+
+def _alignment_figures(aligned: Alignment) -> dict[str, Any]:
+    figures = {"explained_variance": aligned.explained_variance.tolist()}
+    if aligned.reconstruction_error is not None:
+        figures["reconstruction_error"] = aligned.reconstruction_error.tolist()
+    return figures

@@ -1,0 +1,196 @@
+"""`SteeringVectors`: one direction per steered layer, with its scale and where it came from."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._files import read_artifact, write_artifact
+from .artifacts import require_finite
+
+KIND = "steering_vectors"
+
+
+@dataclass(frozen=True)
+class SteeringVectors:
+    """What is added to a target model: ``h <- h + strength * scales[t] * vectors[t]`` at layer t.
+
+    Attributes:
+        vectors: ``{target_layer: [d_T]}``, layers counted from 0. Fitted vectors have unit norm;
+            vectors by hand or by arithmetic may have any.
+        scales: ``{target_layer: float}``, the median norm of the target's states there, so that
+            strength is a pure number; 1.0 where not given.
+        metadata: provenance (models, revisions, widths, pairing, method, settings, versions,
+            measured figures); json values only.
+
+    Supports ``0.5 * a + 0.5 * b``, ``a - b`` and ``-a``. A sum is taken over displacements
+    (scale times vector); its scale is the left operand's where both steer a layer.
+
+    Raises:
+        ValueError: no layer, a negative layer, widths that differ, non-finite entries, a scale
+            that is not positive or belongs to no vector.
+    """
+
+    vectors: dict[int, Tensor]
+    scales: dict[int, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.vectors:
+            raise ValueError("vectors must hold at least one {layer: vector}, came an empty dict")
+        vectors = {int(layer): torch.as_tensor(v) for layer, v in sorted(self.vectors.items())}
+        for layer, vector in vectors.items():
+            if layer < 0:
+                raise ValueError(f"vectors: layers count from 0, came layer {layer}")
+            if vector.ndim != 1 or not vector.is_floating_point():
+                raise ValueError(
+                    f"vectors[{layer}] must be a floating-point tensor [width], came "
+                    f"{tuple(vector.shape)} of {vector.dtype}"
+                )
+            require_finite(f"vectors[{layer}]", vector)
+        widths = {layer: v.numel() for layer, v in vectors.items()}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"vectors must share one width, came {widths}")
+        unknown = sorted(set(map(int, self.scales)) - set(vectors))
+        if unknown:
+            raise ValueError(f"scales names layers {unknown} that have no vector")
+        scales = {int(k): float(s) for k, s in self.scales.items()}
+        scales = {layer: scales.get(layer, 1.0) for layer in vectors}
+        if not all(0 < s < float("inf") for s in scales.values()):
+            raise ValueError(f"scales must be positive and finite, came {scales}")
+        object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "scales", scales)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(self.vectors)
+
+    @property
+    def width(self) -> int:
+        return next(iter(self.vectors.values())).numel()
+
+    def displacement(self, layer: int) -> Tensor:
+        """What strength 1 adds at ``layer``: ``scale * vector``, ``[d_T]``."""
+        return self.scales[layer] * self.vectors[layer]
+
+    def select(self, layers: Iterable[int]) -> SteeringVectors:
+        """The same vectors at some of the layers only."""
+        layers = list(layers)
+        missing = [i for i in layers if i not in self.vectors]
+        if missing:
+            raise ValueError(
+                f"layers {missing} carry no vector; there are vectors at {self.layers}"
+            )
+        return replace(
+            self,
+            vectors={i: self.vectors[i] for i in layers},
+            scales={i: self.scales[i] for i in layers},
+        )
+
+    def __mul__(self, factor: float) -> SteeringVectors:
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return replace(self, vectors={i: factor * v for i, v in self.vectors.items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringVectors:
+        return -1.0 * self
+
+    def __add__(self, other: SteeringVectors) -> SteeringVectors:
+        if not isinstance(other, SteeringVectors):
+            return NotImplemented
+        if self.width != other.width:
+            raise ValueError(f"cannot add vectors of width {self.width} and {other.width}")
+        scales = other.scales | self.scales
+        vectors = {
+            layer: sum(v.displacement(layer) for v in (self, other) if layer in v.vectors) / scale
+            for layer, scale in scales.items()
+        }
+        parts = [v.metadata for v in (self, other)]
+        return SteeringVectors(vectors, scales, {**_shared(*parts), "sum_of": parts})
+
+    def __sub__(self, other: SteeringVectors) -> SteeringVectors:
+        if not isinstance(other, SteeringVectors):
+            return NotImplemented
+        return self + (-other)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write ``steering_vectors.safetensors`` and ``steering_vectors.json`` into ``folder``."""
+        tensors = {f"layers.{i}": v for i, v in self.vectors.items()}
+        header = {
+            "width": self.width,
+            "layers": self.layers,
+            "scales": {str(i): s for i, s in self.scales.items()},
+            "metadata": {"versions": package_versions(), **self.metadata},
+        }
+        write_artifact(folder, KIND, tensors, header)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_hub_id: str | os.PathLike, *, revision: str | None = None
+    ) -> SteeringVectors:
+        """Load from a folder, or from the Hub when no such folder exists.
+
+        Raises:
+            ArtifactError: the folder holds no steering vectors, or a truncated or foreign file.
+            ValueError: neither a folder nor a reachable Hub repository.
+        """
+        folder = Path(folder_or_hub_id)
+        if not folder.is_dir():
+            folder = _download(str(folder_or_hub_id), revision)
+        tensors, header = read_artifact(folder, KIND)
+        vectors = {int(name.removeprefix("layers.")): v for name, v in tensors.items()}
+        scales = {int(i): s for i, s in header["scales"].items()}
+        loaded = cls(vectors, scales, header["metadata"])
+        if loaded.width != header["width"]:
+            raise ValueError(
+                f"{folder}: the file says width {header['width']}, came {loaded.width}"
+            )
+        return loaded
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **upload: Any) -> str:
+        """Create the Hub repository if needed and upload; returns the commit's address.
+
+        ``upload`` goes to ``huggingface_hub.HfApi.upload_folder`` (revision, commit_message, ...).
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            upload = {"commit_message": "Upload steering vectors"} | upload
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **upload))
+
+
+def package_versions() -> dict[str, str]:
+    """The versions that decide whether a fit can be repeated."""
+    return {name: version(name) for name in ("expertsteer", "torch", "transformers")}
+
+
+def _shared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """What two provenances agree on; what they do not is kept under ``sum_of``."""
+    return {k: v for k, v in first.items() if second.get(k) == v}
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        names = [f"{KIND}.safetensors", f"{KIND}.json"]
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=names))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"folder_or_hub_id {repo_id!r} is neither a folder here nor a Hub repository that "
+            f"could be downloaded: {error}"
+        ) from error
