@@ -1,0 +1,197 @@
+"""From outside rows (JSON lines, pairs, texts) to checked (content, label, pair) records.
+
+Every problem is collected before anything is raised, so that one pass over a file tells all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# A piece of text, or chat messages ({"role", "content"}) for the tokenizer's chat template.
+Content = str | tuple[dict[str, str], ...]
+
+_LISTED = 20
+_FORMS = '{"text", "label"} or {"prompt", "positive", "negative"}'
+
+
+class Record(NamedTuple):
+    """One example before it becomes part of a set."""
+
+    content: Content
+    label: int
+    pair: Any  # examples with equal values belong together; None stands alone
+
+
+class ContrastSetError(ValueError):
+    """A contrast set cannot be made, or split, from what was given.
+
+    Attributes:
+        problems: ``(where, reason)`` for every malformed row, all of them (the message lists
+            the first 20); empty when the set as a whole is at fault.
+    """
+
+    def __init__(self, message: str, problems: Sequence[tuple[str, str]] = ()):
+        self.problems = tuple(problems)
+        lines = [message, *(f"  {where}: {reason}" for where, reason in self.problems[:_LISTED])]
+        if len(self.problems) > _LISTED:
+            lines.append(f"  ... and {len(self.problems) - _LISTED} more")
+        super().__init__("\n".join(lines))
+
+
+class _Malformed(Exception):
+    """The reason why one row cannot be used."""
+
+
+def collect(source: str, rows: Iterable[tuple[str, Any]]) -> list[Record]:
+    """Parse ``(where, row)`` items; raise one `ContrastSetError` naming every malformed row.
+
+    A row that is an exception stands for one that could not be read at all.
+    """
+    records: list[Record] = []
+    problems: list[tuple[str, str]] = []
+    count = 0
+    for where, row in rows:
+        count += 1
+        try:
+            if isinstance(row, Exception):
+                raise row
+            records.extend(_parse(row, where))
+        except _Malformed as reason:
+            problems.append((where, str(reason)))
+    if problems:
+        raise ContrastSetError(f"{source}: {len(problems)} of {count} rows malformed", problems)
+    return records
+
+
+def json_lines(stream: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    """``(line number, row)`` for each line; blank lines are allowed at the end only."""
+    blank: list[int] = []
+    for number, line in enumerate(stream, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark is not part of the row
+        if not line.strip():
+            blank.append(number)
+            continue
+        yield from ((f"line {n}", _Malformed("blank line between rows")) for n in blank)
+        blank.clear()
+        yield f"line {number}", _decode(line)
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _Malformed(f"not UTF-8 text (byte {error.start + 1} of the line)")
+    except json.JSONDecodeError as error:
+        return _Malformed(f"not valid JSON ({error.msg} at column {error.colno})")
+    except RecursionError:
+        return _Malformed("not a usable row (JSON nested too deeply)")
+
+
+def text_row(text: Any, label: Any, pair: Any = None) -> dict[str, Any]:
+    return {"text": text, "label": label, "pair": pair}
+
+
+def pair_row(pair: Any) -> Any:
+    """A pair given as a tuple or mapping, as the mapping that `collect` reads."""
+    if isinstance(pair, Mapping):
+        return pair
+    if isinstance(pair, Sequence) and not isinstance(pair, str | bytes):
+        names = {2: ("positive", "negative"), 3: ("prompt", "positive", "negative")}.get(len(pair))
+        if names is not None:
+            return {"prompt": None} | dict(zip(names, pair))
+    return _Malformed(
+        "expected (positive, negative), (prompt, positive, negative) or a mapping with the keys "
+        f"prompt, positive and negative, came {_short(pair)}"
+    )
+
+
+def _parse(row: Any, where: str) -> list[Record]:
+    if not isinstance(row, Mapping):
+        raise _Malformed(f"expected an object, came {_short(row)}")
+    paired = {"prompt", "positive", "negative"} & row.keys()
+    single = {"text", "label"} & row.keys()
+    if bool(paired) == bool(single):
+        came = ", ".join(map(repr, row)) or "(none)"
+        raise _Malformed(f"expected {_FORMS}, came the keys {came}")
+    wanted = ("prompt", "positive", "negative") if paired else ("text", "label")
+    missing = [name for name in wanted if name not in row]
+    if missing:
+        raise _Malformed(f"{' and '.join(map(repr, missing))} missing")
+    if single:
+        pair = row.get("pair")
+        group = None if pair is None else ("given", _integer("pair", pair))
+        return [Record(_content("text", row["text"]), _label(row["label"]), group)]
+    positive, negative = (_completed(row, side) for side in ("positive", "negative"))
+    if positive == negative:
+        raise _Malformed("positive and negative are the same, so the pair holds no contrast")
+    return [Record(positive, 1, ("row", where)), Record(negative, 0, ("row", where))]
+
+
+def _completed(row: Mapping[str, Any], side: str) -> Content:
+    """The prompt followed by one of its two continuations."""
+    prompt, continuation = row["prompt"], row[side]
+    if prompt is None:
+        return _content(side, continuation)
+    if not isinstance(continuation, str):
+        came = _short(continuation)
+        raise _Malformed(f"{side!r} must be a string where there is a prompt, came {came}")
+    continuation = _content(side, continuation)
+    if isinstance(prompt, str):
+        _encodable("prompt", prompt)
+        return prompt + continuation
+    return (*_content("prompt", prompt), {"role": "assistant", "content": continuation})
+
+
+def _content(name: str, value: Any) -> Content:
+    if isinstance(value, str):
+        if not value.strip():
+            raise _Malformed(f"{name!r} is empty")
+        return _encodable(name, value)
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise _Malformed(f"{name!r} must be a string or a list of messages, came {_short(value)}")
+    if not value:
+        raise _Malformed(f"{name!r} is an empty list of messages")
+    return tuple(_message(f"{name}[{i}]", message) for i, message in enumerate(value))
+
+
+def _message(name: str, message: Any) -> dict[str, str]:
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        raise _Malformed(f'{name} must be a message {{"role", "content"}}, came {_short(message)}')
+    for key in ("role", "content"):
+        if not isinstance(message[key], str):
+            raise _Malformed(f"{name}[{key!r}] must be a string, came {_short(message[key])}")
+        _encodable(name, message[key])
+    return {"role": message["role"], "content": message["content"]}
+
+
+def _encodable(name: str, text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _Malformed(f"{name!r} holds a lone surrogate at character {error.start}") from None
+    return text
+
+
+def _label(value: Any) -> int:
+    label = _integer("label", value)
+    if label not in (0, 1):
+        raise _Malformed(f"'label' must be 0 or 1, came {label}")
+    return label
+
+
+def _integer(name: str, value: Any) -> int:
+    """An integer from Python, NumPy or torch; a boolean counts, a float or string does not."""
+    try:
+        return operator.index(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError):
+        wanted = "0 or 1" if name == "label" else "an integer"
+        raise _Malformed(f"{name!r} must be {wanted}, came {_short(value)}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

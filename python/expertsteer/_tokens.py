@@ -1,0 +1,155 @@
+"""From a contrast set to token ids, padding and the tokens whose states are kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contrast import ContrastSet, Example
+
+
+def token_ids(
+    tokenizer: Any, contrast: ContrastSet, max_length: int | None = None
+) -> list[list[int]]:
+    """Token ids of every example, unpadded, special tokens included.
+
+    Chat messages go through the tokenizer's chat template; when the last message is not the
+    assistant's, the template's opening of the assistant's turn follows it.
+
+    Args:
+        max_length: cut longer examples to so many tokens, on the tokenizer's truncation side,
+            and warn how many were cut; ``None`` never cuts.
+
+    Raises:
+        ValueError: an example without tokens, messages without a usable chat template.
+    """
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise ValueError(f"max_length must be a positive integer or None, came {max_length!r}")
+    rows: list[list[int]] = [[] for _ in contrast]
+    cut = 0
+    for chat in (False, True):
+        chosen = [i for i, example in enumerate(contrast) if isinstance(example.text, str) != chat]
+        # The template writes its special tokens itself.
+        options = {"padding": False, "add_special_tokens": not chat}
+        texts = [_rendered(tokenizer, i, contrast[i]) if chat else contrast[i].text for i in chosen]
+        for i, row in zip(chosen, _encoded(tokenizer, texts, truncation=False, **options)):
+            rows[i] = row
+        if max_length is not None:
+            long = [j for j, i in enumerate(chosen) if len(rows[i]) > max_length]
+            options |= {"truncation": True, "max_length": max_length}
+            for j, row in zip(long, _encoded(tokenizer, [texts[j] for j in long], **options)):
+                rows[chosen[j]] = row
+            cut += len(long)
+    if cut:
+        warnings.warn(
+            f"max_length={max_length} cut {cut} of {len(rows)} examples; the rest is not seen",
+            stacklevel=3,
+        )
+    empty = [i for i, row in enumerate(rows) if not row]
+    if empty:
+        raise ValueError(
+            f"contrast: example {empty[0]} has no tokens under this tokenizer (and "
+            f"{len(empty)} in all): {_short(contrast[empty[0]].text)}; drop or rewrite it"
+        )
+    return rows
+
+
+def _encoded(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
+    if not texts:
+        return []
+    return [list(row) for row in tokenizer(texts, **options)["input_ids"]]
+
+
+def _rendered(tokenizer: Any, index: int, example: Example) -> str:
+    """Chat messages as the text that the tokenizer's template makes of them."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            f"contrast: example {index} holds chat messages, but the tokenizer has no chat "
+            "template; set tokenizer.chat_template, or give plain text"
+        )
+    messages = [dict(message) for message in example.text]
+    try:
+        # As text, since what tokenize=True returns differs between releases of transformers.
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
+        )
+    except Exception as error:  # templates raise whatever they like, jinja2's errors included
+        raise ValueError(
+            f"contrast: the tokenizer's chat template refuses example {index}: {error}; "
+            "its roles and their order must be those the template allows"
+        ) from error
+
+
+def require_fitting(
+    rows: Sequence[Sequence[int]], vocabulary: int | None, positions: int | None
+) -> None:
+    """Raise ``ValueError`` for token ids or lengths that the model has no embedding for.
+
+    Args:
+        vocabulary: rows of the model's token embedding, ``None`` where unknown.
+        positions: the longest sequence the model's configuration allows, ``None`` for any.
+    """
+    for i, row in enumerate(rows):
+        if vocabulary is not None and max(row) >= vocabulary:
+            raise ValueError(
+                f"tokenizer gives token id {max(row)} for example {i}, the model embeds "
+                f"{vocabulary} tokens; pass the tokenizer that belongs to this model"
+            )
+        if positions is not None and len(row) > positions:
+            raise ValueError(
+                f"contrast: example {i} has {len(row)} tokens, the model's configuration allows "
+                f"{positions} (max_position_embeddings); shorten it, or pass "
+                f"max_length={positions} to cut such examples"
+            )
+
+
+def kept_tokens(lengths: Sequence[int], position: str | int) -> list[int] | None:
+    """The index of the token to keep per example, ``None`` for the mean over all of them.
+
+    Raises:
+        ValueError: another position than ``"last"``, ``"mean"`` or an integer, or an index that
+            an example is too short for.
+    """
+    if position == "mean":
+        return None
+    index = -1 if position == "last" else position
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise ValueError(f"position must be 'last', 'mean' or an integer, came {position!r}")
+    for i, length in enumerate(lengths):
+        if not -length <= index < length:
+            raise ValueError(
+                f"position {index} is out of range for example {i}, which has {length} tokens "
+                f"({-length}..{length - 1}); choose another position or drop the example"
+            )
+    return [index if index >= 0 else length + index for length in lengths]
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask ``[B, T]`` int64, padded on the right.
+
+    On the right whatever the tokenizer prefers: no token then sees padding before it, which
+    recurrent models could not ignore, and positions count from 0 as in an unpadded text. The
+    padding's id is never seen either; 0 exists in every vocabulary.
+    """
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Example indices in batches of similar length, the longest first: memory fails at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def _short(text: Any) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

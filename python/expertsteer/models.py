@@ -1,0 +1,291 @@
+"""Models from transformers: load one, describe it, capture its hidden states.
+
+The only file that imports transformers, and only when a model is loaded by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ._blocks import BlockReader
+from ._decoder import (
+    DecoderLayers,
+    DecoderNotFoundError,
+    config_depth,
+    find_decoder,
+    first_integer,
+    text_config,
+    uncompiled,
+)
+from ._forward import evaluating, run_layers, token_embedding
+from ._tokens import kept_tokens, length_batches, padded, require_fitting, token_ids
+from .artifacts import HiddenStates
+from .contrast import ContrastSet
+
+__all__ = [
+    "DecoderLayers",
+    "DecoderNotFoundError",
+    "capture",
+    "describe",
+    "find_decoder",
+    "hidden_size",
+    "load",
+]
+
+
+def capture(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: ContrastSet,
+    *,
+    layers: int | Iterable[int] | None = None,
+    position: str | int = "last",
+    batch_size: int = 16,
+    dtype: torch.dtype | str | None = None,
+    max_length: int | None = None,
+    decoder_layers: str | None = None,
+    progress: bool = True,
+) -> HiddenStates:
+    """Run a model over a contrast set and keep one state per example and decoder layer.
+
+    A state is the layer's output: the residual stream after the block, before any final norm.
+    Chat messages go through the tokenizer's chat template; when the last message is not the
+    assistant's, the opening of the assistant's turn is appended. The model comes back as it was.
+
+    Args:
+        layers: decoder-layer indices counted from 0; every layer by default. The result holds
+            them in increasing order.
+        position: ``"last"``, the last token that is not padding (special tokens count);
+            ``"mean"`` over all tokens; or an index, from the end of the text when negative.
+        batch_size: examples per forward pass.
+        dtype: of the result: ``None`` or ``"model"`` for the model's own, or a floating-point
+            type such as ``torch.float32``.
+        max_length: cut longer examples to so many tokens, with a warning; never cut by default.
+        decoder_layers: dotted path of the list of layers where `find_decoder` needs it.
+        progress: show a bar over the examples.
+
+    Returns:
+        HiddenStates on the CPU: ``states [L, N, D]``, ``labels [N]``, ``keys [N]``, in the order
+        of the contrast set, whatever the order of the batches.
+
+    Raises:
+        ValueError: an argument out of its range, no decoder layers found, messages without a
+            chat template, an example without tokens or longer than the model allows, a position
+            outside an example, a NaN or infinite state (with its layer and example).
+    """
+    if not isinstance(contrast, ContrastSet):
+        raise ValueError(f"contrast must be a ContrastSet, came {type(contrast).__name__}")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, came {batch_size!r}")
+    model = uncompiled(model)
+    found = find_decoder(model, decoder_layers)
+    chosen = _layer_indices(layers, len(found))
+    rows = token_ids(tokenizer, contrast, max_length)
+    require_fitting(rows, _vocabulary(model), _longest(model))
+    lengths = [len(row) for row in rows]
+    kept = kept_tokens(lengths, position)
+    reader = BlockReader(found, chosen, _floating(dtype, _model_dtype(model)), kept, len(rows))
+    bar = tqdm(total=len(rows), desc="capture", unit="example", delay=2, leave=False,
+               disable=not progress)  # fmt: skip
+    with bar, torch.no_grad(), evaluating(model), reader.installed():
+        for batch in length_batches(lengths, batch_size):
+            ids, mask = padded([rows[i] for i in batch])
+            with reader.reading(batch, mask):
+                run_layers(model, found, ids, mask)
+            bar.update(len(batch))
+    return HiddenStates(
+        states=reader.states,
+        labels=torch.tensor(contrast.labels, dtype=torch.int64),
+        layers=chosen,
+        keys=torch.tensor(contrast.keys, dtype=torch.int64),
+        position=position,
+        model=describe(model, decoder_layers) | {"hidden_size": reader.states.shape[2]},
+    )
+
+
+def describe(model: nn.Module, decoder_layers: str | None = None) -> dict[str, Any]:
+    """Where states and vectors come from: plain values that fit into a json file.
+
+    Returns:
+        ``name`` (the path or id it was loaded from), ``revision`` (the Hub commit, if any),
+        ``architecture`` (class name), ``num_layers``, ``hidden_size`` and ``dtype``; ``None``
+        for what the model does not tell.
+    """
+    model = uncompiled(model)
+    config = getattr(model, "config", None)
+    try:
+        depth = len(find_decoder(model, decoder_layers))
+    except DecoderNotFoundError:
+        if decoder_layers is not None:
+            raise
+        depth = config_depth(model)
+    return {
+        "name": getattr(config, "_name_or_path", None) or None,
+        "revision": getattr(config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "num_layers": depth,
+        "hidden_size": _told_width(model),
+        "dtype": str(_model_dtype(model)).removeprefix("torch."),
+    }
+
+
+def hidden_size(model: nn.Module) -> int:
+    """The width of the residual stream.
+
+    Raises:
+        ValueError: neither the configuration nor the token embedding tells it.
+    """
+    width = _told_width(model)
+    if width is None:
+        raise ValueError(
+            f"model: {type(model).__name__} does not tell its width; "
+            "set model.config.hidden_size to the width of its decoder layers' outputs"
+        )
+    return width
+
+
+def load(
+    path_or_model: str | os.PathLike | nn.Module,
+    tokenizer: Any = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+) -> tuple[nn.Module, Any]:
+    """A causal language model and its tokenizer, from a path, a Hub id or a model at hand.
+
+    Args:
+        path_or_model: a folder, a Hub id, or a model, which is returned as it is.
+        tokenizer: a tokenizer, or the path or id of one; by default the model's own.
+        device: for a model given by name; the first GPU, or else the CPU, by default.
+            ``"auto"`` spreads it over all devices (needs accelerate).
+        dtype: for a model given by name; by default the type its checkpoint is stored in.
+        revision: Hub branch, tag or commit, for a model given by name.
+
+    Raises:
+        ValueError: nothing loadable under that name, or a model without a tokenizer.
+    """
+    if isinstance(path_or_model, nn.Module):
+        config = getattr(path_or_model, "config", None)
+        tokenizer = tokenizer or getattr(config, "_name_or_path", None)
+        if not tokenizer:
+            raise ValueError(
+                "tokenizer must be given with a model that was not loaded from a path or the Hub"
+            )
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = _from_pretrained("AutoTokenizer", "tokenizer", tokenizer)
+        return path_or_model, tokenizer
+    device = _usable_device(device)
+    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+        source, options = (tokenizer, {}) if tokenizer else (path_or_model, {"revision": revision})
+        tokenizer = _from_pretrained("AutoTokenizer", "tokenizer", source, **options)
+    options = {"revision": revision, _dtype_option(): _floating(dtype, "auto")}
+    if device == "auto":
+        options["device_map"] = "auto"
+    model = _from_pretrained("AutoModelForCausalLM", "model", path_or_model, **options)
+    return (model if device == "auto" else model.to(device)).eval(), tokenizer
+
+
+def _from_pretrained(factory: str, kind: str, name: str | os.PathLike, **options: Any) -> Any:
+    import transformers
+
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"{kind} must be a path or Hub id, came {type(name).__name__}")
+    path = os.path.expanduser(name)
+    wanted = f"{kind} {str(name)!r} cannot be loaded"
+    if not os.path.isdir(path) and not _could_be_hub_id(name):
+        raise ValueError(
+            f"{wanted}: there is no folder of that name, and it is no Hub id (owner/name); "
+            "check the path, or give the id of a model on the Hub"
+        )
+    options = {option: value for option, value in options.items() if value is not None}
+    try:
+        return getattr(transformers, factory).from_pretrained(path, **options)
+    except Exception as error:  # missing files, no network, damaged weights, unknown families
+        where = "in that folder" if os.path.isdir(path) else "on the Hub, nor is there a folder"
+        raise ValueError(
+            f"{wanted}: no usable one {where} ({type(error).__name__}: {error}); "
+            "check the name, and for a Hub id the network and your access"
+        ) from error
+
+
+def _could_be_hub_id(name: str | os.PathLike) -> bool:
+    parts = name.split("/") if isinstance(name, str) else ()
+    return 0 < len(parts) <= 2 and all(p and p[0] not in ".~-" and "\\" not in p for p in parts)
+
+
+def _dtype_option() -> str:
+    """Releases before 5 know it as ``torch_dtype``, and 4.51 knows no other name."""
+    import transformers
+
+    return "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+
+
+def _layer_indices(layers: int | Iterable[int] | None, depth: int) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(depth))
+    indices = [layers] if isinstance(layers, int) else list(layers)
+    for index in indices:
+        if type(index) is not int or not 0 <= index < depth:
+            raise ValueError(
+                f"layers: {index!r} is out of range for a model with {depth} layers "
+                f"(0..{depth - 1})"
+            )
+    if not indices or len(set(indices)) < len(indices):
+        raise ValueError(f"layers must be different indices, at least one, came {indices}")
+    return tuple(sorted(indices))
+
+
+def _told_width(model: nn.Module) -> int | None:
+    width = first_integer(text_config(model), ("hidden_size", "n_embd", "d_model", "dim"))
+    weight = getattr(token_embedding(model), "weight", None)
+    return weight.shape[-1] if width is None and isinstance(weight, Tensor) else width
+
+
+def _model_dtype(model: nn.Module) -> torch.dtype:
+    """The type of the first floating-point parameter wider than a byte (quantised ones are not)."""
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize > 1)
+    return next(floating, torch.float32)
+
+
+def _usable_device(device: str | torch.device | None) -> str | torch.device:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if device != "auto":
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device {device!r} cannot be used here: {reason}; pass 'cpu', or None to choose"
+        ) from error
+    return device
+
+
+def _floating(dtype: torch.dtype | str | None, default: Any) -> Any:
+    """``dtype`` as a floating-point `torch.dtype`, or ``default`` where nothing was asked for."""
+    if dtype in (None, "model", "auto"):
+        return default
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise ValueError(
+            "dtype must be None (the model's own) or a floating-point type such as torch.float32, "
+            f"came {dtype!r}"
+        )
+    return chosen
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    weight = getattr(token_embedding(model), "weight", None)
+    return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
+
+
+def _longest(model: nn.Module) -> int | None:
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return first_integer(text_config(model), names)
