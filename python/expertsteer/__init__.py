@@ -24,6 +24,7 @@ _PUBLIC = {
     "MutualInformation": "artifacts",
     "ArtifactError": "_files",
     "ContrastSet": "contrast",
+    "ContrastSetError": "contrast",
     "SteeringVectors": "vectors",
     "capture": "models",
     "mutual_information": "pair",
@@ -39,6 +40,7 @@ __all__ = [
     "Alignment",
     "ArtifactError",
     "ContrastSet",
+    "ContrastSetError",
     "ExpertSteer",
     "HiddenStates",
     "LayerPair",
@@ -75,7 +77,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from ._files import ArtifactError
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
-    from .contrast import ContrastSet
+    from .contrast import ContrastSet, ContrastSetError
     from .fit import fit_vectors
     from .models import capture
     from .pair import mutual_information, pair_layers

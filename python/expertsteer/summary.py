@@ -1,0 +1,83 @@
+"""What a set of steering vectors holds, for people (a table) and for machines (a document)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from .vectors import SteeringVectors
+
+
+def describe_vectors(vectors: SteeringVectors) -> dict[str, Any]:
+    """Json values: width, one entry per layer (norm, scale, partner, figures), provenance."""
+    pairs = vectors.metadata.get("pairing", {}).get("pairs", [])
+    partner = {p["target_layer"]: (row, p) for row, p in enumerate(pairs)}
+    figures = vectors.metadata.get("figures", {})
+    layers = []
+    for layer, vector in vectors.vectors.items():
+        entry = {
+            "layer": layer,
+            "norm": float(vector.double().norm()),
+            "scale": vectors.scales[layer],
+        }
+        if layer in partner:
+            row, pair = partner[layer]
+            entry |= {"expert_layer": pair["expert_layer"], "nats": pair["nats"]}
+            entry |= {name: values[row] for name, values in figures.items()}
+        layers.append(entry)
+    return {"width": vectors.width, "layers": layers, "metadata": vectors.metadata}
+
+
+_COLUMNS = {
+    "layer": "layer",
+    "expert_layer": "expert layer",
+    "nats": "information (nats)",
+    "norm": "norm",
+    "scale": "scale",
+    "validation_auc": "validation AUC",
+    "explained_variance": "explained variance",
+    "reconstruction_error": "reconstruction error",
+}
+
+
+def vectors_table(vectors: SteeringVectors, title: str) -> Group:
+    """A table of the layers under one line each for expert, target and method."""
+    document = describe_vectors(vectors)
+    shown = [name for name in _COLUMNS if any(name in row for row in document["layers"])]
+    table = Table(title=f"{title}: width {vectors.width}")
+    for name in shown:
+        table.add_column(_COLUMNS[name], justify="right")
+    for row in document["layers"]:
+        table.add_row(*(_cell(row.get(name)) for name in shown))
+    lines = [Text(f"{name}: {text}") for name, text in _provenance(vectors.metadata)]
+    return Group(table, *lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _provenance(metadata: dict[str, Any]):
+    for side in ("expert", "target"):
+        model = metadata.get(side)
+        if model:
+            parts = (
+                f"{model.get('architecture', 'unknown architecture')}",
+                f"{model.get('num_layers', '?')} layers",
+                f"width {model.get('hidden_size', '?')}",
+                f"revision {model.get('revision') or 'not recorded'}",
+            )
+            yield side, f"{model.get('name', '?')} ({', '.join(parts)})"
+    for name in ("method", "settings", "alignment", "examples", "versions"):
+        value = metadata.get(name)
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        if value:
+            yield name, str(value)
+    if "pairing" in metadata:
+        yield "pairing", metadata["pairing"]["rule"]

@@ -1,0 +1,157 @@
+"""The command line as a user meets it: in its own process, bad input included."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import expertsteer as es
+from families import build
+from tiny_tokenizer import sentence, tiny_tokenizer
+
+
+def run(*arguments, stdin=""):
+    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "expertsteer", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env=environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two saved models, a contrast set and fitted vectors, all by the command line."""
+    root = tmp_path_factory.mktemp("world")
+    for name, family, size in (("expert", "gpt2", 24), ("target", "llama", 32)):
+        build(family, width=size).save_pretrained(root / name)
+        tiny_tokenizer().save_pretrained(root / name)
+    rows = [
+        {"text": sentence(4, seed=i) + (" w1" if i % 2 else " w2"), "label": i % 2}
+        for i in range(48)
+    ]
+    (root / "contrast.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = run(*fit_arguments(root), "--pairs", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    (root / "fit.json").write_text(done.stdout)
+    return root
+
+
+def fit_arguments(root, out="vectors"):
+    return [
+        *("fit", "--expert", root / "expert", "--target", root / "target", "--device", "cpu"),
+        *("--contrast", root / "contrast.jsonl", "--out", root / out),
+    ]
+
+
+def test_fit_writes_vectors_and_says_so_in_json(world):
+    document = json.loads((world / "fit.json").read_text())
+    vectors = es.SteeringVectors.from_pretrained(world / "vectors")
+    assert [row["layer"] for row in document["layers"]] == list(vectors.layers)
+    assert document["width"] == 32 and document["metadata"]["method"] == "rfm"
+    assert all(row["norm"] == pytest.approx(1, abs=1e-5) for row in document["layers"])
+
+
+def test_fit_passes_its_options_on(world):
+    done = run(
+        *fit_arguments(world, out="other"),
+        *("--pairs", 1, "--align", "ridge", "--direction", "mean_difference", "--rule", "random"),
+        *("--position", "-1", "--null", 0, "--seed", 4),
+    )
+    assert done.returncode == 0, done.stderr
+    meta = es.SteeringVectors.from_pretrained(world / "other").metadata
+    assert meta["method"] == "mean_difference" and meta["alignment"]["method"] == "ridge"
+    assert meta["pairing"]["rule"] == "random" and meta["position"] == -1
+
+
+def test_inspect_shows_layers_and_provenance(world):
+    done = run("inspect", world / "vectors")
+    assert done.returncode == 0
+    for shown in (
+        "expert layer",
+        "validation AUC",
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+        "lowest",
+    ):
+        assert shown in done.stdout
+    same = json.loads(run("inspect", world / "vectors", "--json").stdout)
+    assert same["layers"] == json.loads((world / "fit.json").read_text())["layers"]
+
+
+def test_generate_shows_both_texts_and_strength_zero_agrees(world):
+    base = ["generate", "--model", world / "target", "--vectors", world / "vectors"]
+    base += ["--device", "cpu", "--max-new-tokens", 6, "--prompt", "w3 w4"]
+    document = json.loads(run(*base, "--strength", 3, "--json").stdout)
+    assert document["prompt"] == "w3 w4" and document["steered"] != document["unsteered"]
+    idle = json.loads(run(*base, "--strength", 0, "--positions", "generated", "--json").stdout)
+    assert idle["steered"] == idle["unsteered"] == document["unsteered"]
+    piped = run(*base[:-2], "--strength", 3, stdin="w3 w4\n")
+    assert piped.returncode == 0, piped.stderr
+    assert document["steered"] in piped.stdout and "unsteered" in piped.stdout
+
+
+def test_help_lists_the_commands():
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("demo", "fit", "generate", "inspect"))
+
+
+def test_bad_input_is_one_message_and_code_2(world, tmp_path):
+    empty, broken, one_class = (tmp_path / f"{n}.jsonl" for n in ("empty", "broken", "one"))
+    empty.write_text("")
+    broken.write_text('{"text": "w1", "label": 1}\n{"text": "w1"}\nnonsense\n')
+    one_class.write_text('{"text": "w1", "label": 1}\n' * 20)
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"text": "w1", "label": 1}\n{"text": "w2", "label": 0}\n')
+    narrow = tmp_path / "narrow"
+    es.SteeringVectors({1: torch.ones(7)}).save_pretrained(narrow)
+    torn = tmp_path / "torn"
+    es.SteeringVectors({1: torch.ones(32)}).save_pretrained(torn)
+    (torn / "steering_vectors.safetensors").write_bytes(b"\x00")
+    deep = tmp_path / "deep"
+    es.SteeringVectors({11: torch.ones(32)}).save_pretrained(deep)
+
+    def fit(contrast, *more):
+        return [*fit_arguments(world, out=tmp_path / "never"), "--contrast", contrast, *more]
+
+    def generate(vectors, *more):
+        where = ["--vectors", vectors, "--device", "cpu", "--prompt", "w1"]
+        return ["generate", "--model", world / "target", *where, *more]
+
+    whole = world / "contrast.jsonl"
+    cases = [
+        (fit(tmp_path / "missing.jsonl"), "missing.jsonl"),
+        (fit(empty), "empty.jsonl"),
+        (fit(broken), "line 3"),
+        (fit(one_class), "label"),
+        (fit(few), "examples"),
+        (fit(whole, "--pairs", 9), "number of target layers"),
+        (fit(whole, "--expert", tmp_path / "nothing"), "nothing"),
+        (fit(whole, "--position", "first"), "position must be whole numbers"),
+        (fit(whole, "--dtype", "float7"), "float7"),
+        (fit(whole, "--device", "quantum"), "quantum"),
+        (fit(whole, "--bandwidth", -1), "bandwidth must be positive"),
+        (fit(whole, "--rule", "best"), "best"),
+        (generate(tmp_path / "nobody"), "neither a folder"),
+        (generate(narrow), "width 7"),
+        (generate(torn), "truncated"),
+        (generate(deep), "layer 11 is out of range"),
+        (generate(world / "vectors", "--layers", "9"), "layers [9] carry no vector"),
+        (generate(world / "vectors", "--max-new-tokens", 0), "max_new_tokens"),
+        (generate(world / "vectors", "--temperature", -1), "temperature"),
+        (["inspect", tmp_path], "holds no steering_vectors"),
+    ]
+    wrong = []
+    for arguments, message in cases:
+        done = run(*arguments)
+        readable = message in done.stderr and "Traceback" not in done.stderr
+        if done.returncode != 2 or not readable:
+            wrong.append((message, done.returncode, done.stderr))
+    assert not wrong
+    assert not (tmp_path / "never").exists()
