@@ -6,9 +6,12 @@ that cannot serve them raises `BackendError` with the reason.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -17,15 +20,39 @@ from . import native, reference
 
 BACKENDS = ("auto", "reference", "triton", "native")
 
-# Per operation, its implementations from the fastest to the definition.
+
+def _on_use(module: str, name: str) -> Callable:
+    """A function of a submodule that is imported when it is first called (triton is not light)."""
+
+    def call(*args, **kwargs):
+        return getattr(import_module(f".{module}", __name__), name)(*args, **kwargs)
+
+    return call
+
+
+# Per operation, its implementations in the order in which "auto" tries them. The Triton kernels
+# come after the reference until a GPU has shown what they gain: ask for them by name.
 _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
-    "laplace": {"reference": reference.laplace},
-    "agop": {"reference": reference.agop},
+    "laplace": {"reference": reference.laplace, "triton": _on_use("triton_laplace", "laplace")},
+    "agop": {"reference": reference.agop, "triton": _on_use("triton_agop", "agop")},
     "gaussian_information": {"reference": reference.gaussian_information},
 }
 
-_WHY_NOT = {"native": native.why_not, "reference": lambda device, dtype: None}
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"device {device} is not a GPU (TRITON_INTERPRET=1 runs the kernels on a CPU)"
+    return None if dtype == torch.float32 else f"dtype {dtype} is not torch.float32"
+
+
+_WHY_NOT = {
+    "native": native.why_not,
+    "triton": _why_not_triton,
+    "reference": lambda device, dtype: None,
+}
 
 
 class BackendError(ValueError):
