@@ -53,8 +53,7 @@ def test_the_decoder_undoes_the_encoder_where_the_code_is_wide_enough(make_state
     expert, target = make_states(width=7, seed=1), make_states(width=10, seed=2)
     for rotation in ("procrustes", "none"):
         a = es.align(expert, target, rotation=rotation)
-        back = a.encode(expert.states) @ a.decoder_weight + a.decoder_bias.unsqueeze(1)
-        torch.testing.assert_close(back, expert.states)
+        torch.testing.assert_close(a.decode(a.encode(expert.states)), expert.states)
 
 
 def test_a_rotated_copy_is_recognised_exactly(make_states):
@@ -102,6 +101,30 @@ def test_realigning_keeps_held_rows_and_fits_the_rest(make_states):
     assert list(zip(again.expert_layers, again.target_layers)) == pairs
 
 
+def test_an_alignment_of_other_widths_is_refused(make_states):
+    expert, target = make_states(width=9, seed=1), make_states(seed=2)
+    other = es.align(expert, make_states(width=5, seed=2))
+    with pytest.raises(ValueError, match="maps width 9 to 5, .* widths 9 and 12"):
+        align_pairs(other, expert, target, [(0, 0)])
+
+
+@pytest.mark.parametrize("method", ["autoencoder", "ridge"])
+def test_far_offsets_cost_no_digits(make_states, method):
+    expert, target = make_states(width=9, seed=1), make_states(seed=2)
+    near = es.align(expert, target, method).encode(expert.states)
+    far = es.HiddenStates(expert.states + 4096, expert.labels, keys=expert.keys)
+    single = es.HiddenStates(far.states.float(), far.labels, keys=far.keys)
+    t32 = es.HiddenStates(target.states.float(), target.labels, keys=target.keys)
+    codes = es.align(single, t32, method).encode(single.states)
+    torch.testing.assert_close(codes.double(), near, rtol=0, atol=5e-3)
+
+
+def test_states_that_do_not_vary_have_no_explained_variance(make_states):
+    expert = make_states(seed=1)
+    flat = es.HiddenStates(torch.ones(3, 80, 5), expert.labels, keys=expert.keys)
+    assert bool(torch.isnan(es.align(expert, flat).explained_variance).all())
+
+
 def test_alignment_survives_a_round_trip(tmp_path, make_states):
     expert, target = make_states(width=9, seed=1), make_states(seed=2)
     for method in ("autoencoder", "ridge"):
@@ -120,6 +143,10 @@ def test_alignment_survives_a_round_trip(tmp_path, make_states):
         ({"rotation": "full"}, "rotation must be one of"),
         ({"method": "identity"}, "equal widths, came 9 .* and 12"),
         ({"pairing": [(0, 9)]}, "layer 9 was not captured"),
+        ({"pairing": []}, "pairing must hold at least one"),
+        ({"method": "ridge", "reg": -1.0}, "reg must be positive"),
+        ({"solver": "adam", "steps": 0}, "steps must be positive"),
+        ({"solver": "adam", "learning_rate": 1e30}, "makes the training diverge; lower it"),
     ],
 )
 def test_bad_options_name_the_argument(make_states, options, message):

@@ -142,10 +142,79 @@ def test_foreign_and_newer_files_are_refused(tmp_path, make_states):
 
 def test_a_failed_write_leaves_the_old_artefact_and_no_litter(tmp_path):
     write_artifact(tmp_path, "thing", {"x": torch.ones(2)}, {"note": "old"})
-    with pytest.raises(TypeError):
+    with pytest.raises(ArtifactError, match="json values"):
         write_artifact(tmp_path, "thing", {"x": torch.ones(2)}, {"note": object()})
     assert read_artifact(tmp_path, "thing")[1]["note"] == "old"
     assert sorted(os.listdir(tmp_path)) == ["thing.json", "thing.safetensors"]
+
+
+def test_a_save_cut_short_between_its_two_files_leaves_the_new_artefact(tmp_path):
+    write_artifact(tmp_path, "thing", {"x": torch.zeros(2)}, {"note": "old"})
+    old_header = (tmp_path / "thing.json").read_text()
+    write_artifact(tmp_path, "thing", {"x": torch.ones(2)}, {"note": "new"})
+    (tmp_path / "thing.json").write_text(old_header)
+    tensors, header = read_artifact(tmp_path, "thing")
+    assert header["note"] == "new" and torch.equal(tensors["x"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"scales": None},
+        {"scales": {"one": 1.0}},
+        {"metadata": ["a", "list"]},
+        {"width": 99},
+        {"layers": [7]},
+    ],
+    ids=str,
+)
+def test_damaged_contents_are_one_clear_error(tmp_path, damage):
+    vectors().save_pretrained(tmp_path)
+    path = tmp_path / "steering_vectors.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(ArtifactError, match="damaged or foreign steering_vectors"):
+        SteeringVectors.from_pretrained(tmp_path)
+
+
+def test_one_tensor_at_two_layers_can_be_saved(tmp_path):
+    shared = torch.ones(4)
+    SteeringVectors({1: shared, 2: shared}).save_pretrained(tmp_path)
+    assert SteeringVectors.from_pretrained(tmp_path).layers == (1, 2)
+
+
+def test_a_folder_that_cannot_be_written_and_nan_are_clear_errors(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        vectors().save_pretrained(tmp_path / "file")
+    with pytest.raises(ArtifactError, match="json values"):
+        vectors(figure=float("nan")).save_pretrained(tmp_path / "nan")
+
+
+def test_take_understands_indices_and_masks(make_states):
+    states = make_states()
+    mask = states.labels.bool()
+    by_mask, by_index = states.take(mask), states.take(mask.nonzero().flatten())
+    assert torch.equal(by_mask.states, by_index.states) and bool(by_mask.labels.all())
+    for rows, message in (
+        ([1.7], "indices or a mask"),
+        ([80], "80 is out of range"),
+        (mask[:5], "mask of 80 bools"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            states.take(rows)
+
+
+def test_half_precision_vectors_do_not_overflow():
+    big = SteeringVectors({0: torch.full((3,), 100.0, dtype=torch.float16)}, {0: 1000.0})
+    assert big.displacement(0).tolist() == [1e5] * 3
+
+
+def test_vectors_of_different_models_do_not_add_up():
+    first, second = (vectors(target={"num_layers": n}) for n in (4, 9))
+    with pytest.raises(ValueError, match="different models: num_layers 4 and 9"):
+        first + second
+    total = sum([first, first]) / 2
+    torch.testing.assert_close(total.displacement(1), first.displacement(1))
 
 
 def test_neither_folder_nor_repository_is_one_clear_error():

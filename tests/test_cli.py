@@ -117,6 +117,9 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
     deep = tmp_path / "deep"
     es.SteeringVectors({11: torch.ones(32)}).save_pretrained(deep)
 
+    odd = tmp_path / "odd"
+    es.SteeringVectors({1: torch.ones(32)}, metadata={"pairing": "lowest"}).save_pretrained(odd)
+
     def fit(contrast, *more):
         return [*fit_arguments(world, out=tmp_path / "never"), "--contrast", contrast, *more]
 
@@ -145,7 +148,11 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
         (generate(world / "vectors", "--layers", "9"), "layers [9] carry no vector"),
         (generate(world / "vectors", "--max-new-tokens", 0), "max_new_tokens"),
         (generate(world / "vectors", "--temperature", -1), "temperature"),
+        (generate(world / "vectors", "--temperature", "nan"), "temperature"),
+        (generate(world / "vectors", "--seed", -1), "--seed"),
+        (fit(whole, "--out", whole), "contrast.jsonl"),
         (["inspect", tmp_path], "holds no steering_vectors"),
+        (["inspect", odd], "damaged or foreign"),
     ]
     wrong = []
     for arguments, message in cases:
@@ -154,4 +161,4 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
         if done.returncode != 2 or not readable:
             wrong.append((message, done.returncode, done.stderr))
     assert not wrong
-    assert not (tmp_path / "never").exists()
+    assert not list(tmp_path.glob("never/*"))

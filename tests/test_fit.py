@@ -80,6 +80,29 @@ def test_the_fit_can_be_repeated():
     assert not torch.equal(runs[0].vectors[0], runs[2].vectors[0])  # another held-out part
 
 
+def test_pairs_are_never_split_between_fit_and_validation():
+    from expertsteer.fit import _split
+
+    labels, pairs = torch.arange(60) % 2, torch.arange(60) // 2
+    pairs[40:] = -1
+    train, held = _split(labels, pairs, 0.25, seed=1)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(60))
+    assert not set(pairs[train].tolist()) & set(pairs[held].tolist()) - {-1}
+    assert torch.bincount(labels[held]).tolist() == [7, 7]
+
+
+def test_layer_numbers_that_are_row_numbers_are_noticed():
+    expert, target, _ = planted()
+    later = es.HiddenStates(target.states, target.labels, (1, 2, 3), keys=target.keys)
+    nats = torch.rand(2, 3)
+    rows = es.pair_layers(nats, k=2)
+    with pytest.raises(ValueError, match="pass expert_layers=expert.layers"):
+        es.fit_vectors(expert, later, es.align(expert, later), rows)
+    named = es.pair_layers(nats, k=2, target_layers=later.layers)
+    vectors = es.fit_vectors(expert, later, es.align(expert, later), named)
+    assert set(vectors.layers) == set(named.target_layers)
+
+
 def test_bad_input_names_the_argument():
     expert, target, _ = planted()
     alignment = es.align(expert, target)

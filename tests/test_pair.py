@@ -88,6 +88,15 @@ def test_a_noisy_chain_of_layers_is_ordered():
     assert bool((nats[:-1] > nats[1:]).all())
 
 
+@pytest.mark.parametrize("n", [8, 12, 40, 200])
+def test_layers_that_determine_each_other_stay_finite_and_on_top(make_states, n):
+    x = make_states(layers=2, seed=1).states[:, :1].expand(2, n, 12) * 0
+    x = x + torch.randn(2, n, 12).double()
+    nats = es.mutual_information(x, x)
+    assert bool(torch.isfinite(nats).all())
+    assert float(nats.diagonal().min()) > 10 > float(nats[0, 1])
+
+
 def test_the_bias_is_the_wishart_mean():
     n, r, runs = 40, 3, 4000
     x, y = torch.randn(runs, n, r).double(), torch.randn(runs, n, r).double()
@@ -163,7 +172,9 @@ def test_random_pairs_are_seeded_and_differ_between_seeds():
         ({"k": 4}, "number of target layers, 3; came 4"),
         ({"k": 0}, "came 0"),
         ({"k": 1, "rule": "best"}, "rule must be one of"),
-        ({"k": 1, "expert_layers": (1,)}, "expert_layers must name 2 layers"),
+        ({"k": 2.5}, "came 2.5"),
+        ({"k": 1, "expert_layers": (1,)}, "expert_layers must name 2 different layers"),
+        ({"k": 1, "target_layers": (1, 1, 2)}, "target_layers must name 3 different layers"),
     ],
 )
 def test_bad_pairing_options_are_refused(options, message):

@@ -101,8 +101,22 @@ def test_models_by_path_need_no_tokenizer_and_same_seeds_same_vectors(contrast, 
 def test_too_many_pairs_and_unknown_rules_name_the_argument(contrast, models):
     with pytest.raises(ValueError, match="number of target layers, 3; came 9"):
         fit(contrast, models, pairs=9)
-    with pytest.raises(ValueError, match="rule must be one of"):
-        fit(contrast, models, rule="best")
+    for name in ("rule", "method", "solver", "rotation", "estimator", "direction"):
+        with pytest.raises(ValueError, match=f"{name} must be one of"):
+            es.ExpertSteer(**{name: "best"})
+
+
+def test_layers_of_one_side_and_their_path_can_be_named(contrast, models):
+    pipeline = es.ExpertSteer(pairs=1, progress=False)
+    vectors = pipeline.fit(
+        *models,
+        contrast,
+        expert_tokenizer=tiny_tokenizer(),
+        target_tokenizer=tiny_tokenizer(),
+        expert_options={"decoder_layers": "transformer.h"},
+        target_options={"layers": [2]},
+    )
+    assert vectors.layers == (2,) and pipeline.expert_.layers == (0, 1)
 
 
 def test_a_real_checkpoint_learns_a_mood_and_speaks_it(stories):

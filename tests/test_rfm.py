@@ -220,6 +220,31 @@ def test_bad_settings_name_the_argument(settings, message):
         es.RFM(**settings)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_the_scale_of_states_and_labels_does_not_matter(scale):
+    X, y = problem(60, 10)
+    base = es.RFM().fit(X.float(), y.float()).direction_
+    scaled = es.RFM().fit(scale * X.float(), y.float()).direction_
+    assert float(base @ scaled) > 1 - 1e-4
+    assert float(es.RFM().fit(X.float(), 1e10 * y.float()).direction_ @ base) > 1 - 1e-4
+
+
+def test_a_fit_without_gradients_is_an_error_not_a_direction():
+    X, y = problem(30, 6)
+    with pytest.raises(ValueError, match="vanish or overflow at bandwidth=1e-05"):
+        es.RFM(bandwidth=1e-5, bandwidth_mode="constant").fit(X, y)
+    both = torch.stack([y, torch.zeros_like(y)])[..., None]
+    with pytest.raises(ValueError, match=r"gradients of problems \[1\] vanish"):
+        es.RFM().fit(torch.stack([X, X]), both)
+    with pytest.raises(ValueError, match="backend must be one of"):
+        es.RFM(backend="fast")
+
+
+def test_states_that_require_gradients_are_fine_and_leak_none():
+    X, y = problem(30, 6)
+    assert not es.RFM().fit(X.requires_grad_(), y).direction_.requires_grad
+
+
 def test_bad_data_is_refused():
     X, y = problem(10, 3)
     cases = [

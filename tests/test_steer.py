@@ -127,11 +127,56 @@ def test_a_forward_replaced_by_others_survives(model):
     assert layer.forward is theirs
 
 
-def test_detach_twice_is_harmless(model):
+def test_detach_twice_is_harmless_and_using_it_afterwards_is_not_silent(model):
     steering = es.attach(model, vectors())
     steering.detach()
     steering.detach()
     assert not steering.attached
+    with pytest.raises(RuntimeError, match="detached; attach again"):
+        steering.set(strength=1.0)
+    with pytest.raises(RuntimeError, match="detached; attach again"), steering:
+        pass
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"strength": 0.0, "positions": "nope"},
+        {"strength": float("inf")},
+        {"strength": 2.0, "prompt_length": -1},
+        {"positions": "last", "prompt_length": [1.5]},
+        {"strength": 1e38, "vectors": 1e38 * vectors()},
+        {"strength": 3.0, "vectors": 0.0 * vectors()},
+    ],
+    ids=str,
+)
+def test_a_refused_change_changes_nothing(model, wrong):
+    ids = tokens()
+    with es.attach(model, vectors(), strength=0.5) as steering:
+        before = logits(model, ids)
+        with pytest.raises(ValueError):
+            steering.set(**wrong)
+        assert torch.equal(logits(model, ids), before)
+        assert (steering.strength, steering.positions) == (0.5, "all")
+
+
+def test_a_backend_that_cannot_serve_is_refused_when_attaching(model):
+    for backend in ("cuda!", "triton"):
+        with pytest.raises(ValueError, match="backend"):
+            es.attach(model, vectors(), backend=backend)
+    es.attach(model, vectors()).detach()
+
+
+def test_threads_do_not_mix_their_passes():
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = llama()
+    inputs = [tokens(2, 3 + i % 5, seed=i) for i in range(40)]
+    with es.attach(model, vectors(), strength=0.5, positions="last"):
+        alone = [logits(model, ids) for ids in inputs]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda ids: logits(model, ids), inputs))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together))
 
 
 def test_strength_and_vectors_change_in_place(model):
@@ -276,6 +321,29 @@ def test_padding_is_never_steered(model):
     assert not torch.isclose(steered[:, 3:], plain[:, 3:]).all(dim=-1).any()
 
 
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("given", [True, False], ids=["mask given", "mask inferred"])
+def test_padding_in_generate_is_never_steered(given, cache):
+    model = llama()
+    seen = []
+
+    def watch(module, arguments):
+        seen.append(arguments[0].clone())
+
+    model.model.layers[2].register_forward_pre_hook(watch)
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), tokens(1, 4)], dim=1)
+    options = {"cache_implementation": cache} | GREEDY | {"max_new_tokens": 2}
+    if given:
+        options["attention_mask"] = (padded != 0).long()
+    model.generate(padded, **options)
+    plain = seen[0]
+    with es.attach(model, vectors(layers=(1,))):
+        seen.clear()
+        model.generate(padded, **options)
+    same = (seen[0] == plain).all(dim=-1)
+    assert same.tolist() == [[True] * 3 + [False] * 4]
+
+
 def test_a_prompt_length_places_a_scored_continuation(model):
     ids = tokens(2)
     before = torch.arange(7).expand(2, 7) >= torch.tensor([[3], [5]])
@@ -286,6 +354,14 @@ def test_a_prompt_length_places_a_scored_continuation(model):
     with es.attach(model, vectors(), strength=0.6, positions="generated") as steering:
         steering.set(prompt_length=torch.tensor([3, 5]))
         torch.testing.assert_close(logits(model, ids), expected)
+        mask = torch.ones_like(ids)
+        known = model.generate(ids, attention_mask=mask, **GREEDY)
+        steering.set(prompt_length=None)
+        assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY), known)
+        assert not torch.allclose(logits(model, ids), expected)
+        steering.set(prompt_length=torch.tensor([3, 5, 7]))
+        with pytest.raises(ValueError, match="each of 2 sequences, came 3"):
+            logits(model, ids)
 
 
 def test_last_is_the_last_token_of_every_row_outside_generate():

@@ -1,8 +1,8 @@
 """Read and write an artefact: tensors in safetensors, everything else in json, nothing pickled.
 
-A file is written under a temporary name and renamed, so a killed process leaves either the old
-artefact or the new one. The json carries the digest of the tensor file: a truncated or swapped
-file is refused instead of half-read.
+A file is written under a temporary name and renamed, and the tensor file carries a copy of the
+json, so a process killed at any moment leaves either the old artefact or the new one. The json
+carries the digest of the tensor file: a truncated or foreign file is refused instead of half-read.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 FORMAT_VERSION = 1
@@ -28,20 +30,26 @@ class ArtifactError(ValueError):
 def write_artifact(
     folder: str | os.PathLike, kind: str, tensors: dict[str, torch.Tensor], header: dict[str, Any]
 ) -> Path:
-    """Write ``kind.safetensors`` and ``kind.json`` into ``folder`` (made if absent)."""
+    """Write ``kind.safetensors`` and ``kind.json`` into ``folder`` (made if absent).
+
+    Raises:
+        ArtifactError: values that json cannot hold, or a folder that cannot be written; what was
+            there before stays.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensor_path = folder / f"{kind}.safetensors"
-    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with _replacing(tensor_path) as temporary:
-        save_file(contiguous, temporary)
-        digest = _sha256(temporary)
-    document = {"format": f"expertsteer.{kind}", "format_version": FORMAT_VERSION}
-    document |= {"sha256": digest} | header
-    with _replacing(folder / f"{kind}.json") as temporary:
-        Path(temporary).write_text(
-            json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8"
-        )
+    document = {"format": f"expertsteer.{kind}", "format_version": FORMAT_VERSION} | header
+    embedded = {"document": to_json(document)}
+    # Cloned: safetensors refuses tensors that share memory, such as one vector at two layers.
+    owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(folder / f"{kind}.safetensors") as temporary:
+            save_file(owned, temporary, metadata=embedded)
+            digest = _sha256(temporary)
+        with _replacing(folder / f"{kind}.json") as temporary:
+            temporary.write_text(to_json(document | {"sha256": digest}) + "\n", "utf-8")
+    except OSError as error:
+        raise ArtifactError(f"folder {str(folder)!r} cannot be written: {error}") from error
     return folder
 
 
@@ -56,25 +64,61 @@ def read_artifact(
             raise ArtifactError(f"folder {str(folder)!r} holds no {kind}: {path.name} is missing")
     try:
         header = json.loads(header_path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{header_path} is not readable json: {error}") from error
-    found = header.get("format") if isinstance(header, dict) else type(header).__name__
-    if found != f"expertsteer.{kind}":
-        raise ArtifactError(f"{header_path} has format {found!r}, expected 'expertsteer.{kind}'")
-    if header.get("format_version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{header_path} has format_version {header.get('format_version')!r}, this release "
-            f"reads {FORMAT_VERSION}; install the release that wrote it"
-        )
+    _require_kind(header, kind, header_path)
     if _sha256(tensor_path) != header.get("sha256"):
-        raise ArtifactError(
-            f"{tensor_path} is truncated or not the file that {header_path.name} describes "
-            "(digest mismatch); copy both files again"
-        )
+        header = _embedded_header(tensor_path)
+        _require_kind(header, kind, tensor_path)
     try:
         return load_file(tensor_path), header
     except SafetensorError as error:
         raise ArtifactError(f"{tensor_path} is not a readable safetensors file: {error}") from error
+
+
+@contextmanager
+def parsing(folder: str | os.PathLike, kind: str) -> Iterator[None]:
+    """Turn whatever goes wrong while contents are interpreted into `ArtifactError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ArtifactError(
+            f"folder {str(folder)!r} holds a damaged or foreign {kind}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """Strict json: NaN and infinity are refused, since other readers cannot parse them."""
+    try:
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"metadata must hold json values (finite numbers, strings, lists, dicts): {error}"
+        ) from error
+
+
+def _embedded_header(tensor_path: Path) -> dict[str, Any]:
+    """The copy of the json inside the tensor file: newer than the json if a save was cut short."""
+    try:
+        with safe_open(tensor_path, "pt") as stream:
+            return json.loads((stream.metadata() or {})["document"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"{tensor_path} is truncated or not the file that belongs here (digest mismatch); "
+            "copy both files again"
+        ) from error
+
+
+def _require_kind(header: Any, kind: str, path: Path) -> None:
+    found = header.get("format") if isinstance(header, dict) else type(header).__name__
+    if found != f"expertsteer.{kind}":
+        raise ArtifactError(f"{path} has format {found!r}, expected 'expertsteer.{kind}'")
+    if header.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format_version {header.get('format_version')!r}, this release reads "
+            f"{FORMAT_VERSION}; install the release that wrote it"
+        )
 
 
 def _sha256(path: str | os.PathLike) -> str:
@@ -85,25 +129,18 @@ def _sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-class _replacing:
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling of ``path``, renamed over it on success and removed on failure."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> str:
-        handle, self.temporary = tempfile.mkstemp(
-            dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp"
-        )
-        os.close(handle)
-        return self.temporary
-
-    def __exit__(self, error_type, error, trace) -> None:
-        if error_type is not None:
-            os.unlink(self.temporary)
-            return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
         # mkstemp makes private files; an artefact is as readable as any other file.
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(self.temporary, 0o666 & ~umask)
-        os.replace(self.temporary, self.path)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

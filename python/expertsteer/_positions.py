@@ -28,8 +28,8 @@ class Passes:
         self.seen = 0
 
     @classmethod
-    def of_generate(cls, args: tuple, kwargs: Mapping[str, Any]) -> Passes:
-        """Read the prompt from the arguments of ``generate``."""
+    def of_generate(cls, model: Any, args: tuple, kwargs: Mapping[str, Any]) -> Passes:
+        """Read the prompt from the arguments of ``model.generate``."""
         passes = cls()
         candidates = (args[:1] or (None,))[0], *(kwargs.get(n) for n in ("input_ids", "inputs"))
         prompt = next((c for c in candidates if c is not None), None)
@@ -38,6 +38,8 @@ class Passes:
         # Without a prompt generation starts from one beginning-of-sequence token.
         passes.prompt_length = 1 if prompt is None else prompt.shape[1]
         passes.prompt_mask = kwargs.get("attention_mask")
+        if passes.prompt_mask is None and prompt is not None and prompt.ndim == 2:
+            passes.prompt_mask = _inferred_mask(model, prompt, kwargs)
         return passes
 
     def offset(self, inputs: Mapping[str, Any], tokens: int) -> int:
@@ -48,6 +50,17 @@ class Passes:
             offset = self.seen
         self.seen = offset + tokens
         return offset
+
+
+def _inferred_mask(model: Any, prompt: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The mask that ``generate`` makes up itself: padding tokens, unless they also end texts."""
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+    pad = kwargs.get("pad_token_id", getattr(config, "pad_token_id", None))
+    end = kwargs.get("eos_token_id", getattr(config, "eos_token_id", None))
+    ends = torch.as_tensor([] if end is None else end).flatten().tolist()
+    if pad is None or pad in ends:
+        return None
+    return (prompt != pad).long()
 
 
 def _cached_tokens(cache: Any) -> int | None:
@@ -76,7 +89,7 @@ def token_mask(
         positions: ``"all"``, ``"prompt"``, ``"generated"`` or ``"last"``; padding never counts.
         inputs: the decoder's arguments by name.
         shape: batch and number of tokens of this pass.
-        prompt_length: overrides what ``generate`` was given: int, or ``[batch]`` per sequence.
+        prompt_length: outside ``generate``, which knows its own: int, or ``[batch]``.
     """
     batch, tokens = shape
     offset = passes.offset(inputs, tokens)
@@ -84,11 +97,16 @@ def token_mask(
     if positions == "all":
         return valid
     place = torch.arange(offset, offset + tokens, device=device)  # [tokens]
-    known = prompt_length if prompt_length is not None else passes.prompt_length
+    known = prompt_length if passes.prompt_length is None else passes.prompt_length
     if known is None:
         chosen = _outside_generate(positions, valid, place, offset, shape)
     else:
         if isinstance(known, Tensor):
+            if known.numel() != batch:
+                raise ValueError(
+                    f"prompt_length must hold one length for each of {batch} sequences, came "
+                    f"{known.numel()}"
+                )
             known = known.to(device).view(-1, 1)
         first = known - 1 if positions == "last" else known
         chosen = place < first if positions == "prompt" else place >= first

@@ -27,6 +27,7 @@ CHECK_EVERY = 4
 def top_direction(points: Tensor, steps: list[Step], depth: Tensor, centre: bool) -> Tensor:
     """Unit top eigenvectors ``[B, D]`` of ``M_depth``, one depth (>= 1) per problem."""
     coefficients = _lanczos(steps, depth, centre)
+    # The coefficients belong to a Gram matrix of unit scale; the length is taken out here anyway.
     direction = (points.mT @ coefficients.unsqueeze(-1)).squeeze(-1)
     return direction / direction.norm(dim=-1, keepdim=True)
 
@@ -36,25 +37,33 @@ def _apply_metric(steps: list[Step], depth: Tensor, centre: bool, c: Tensor) -> 
     c = c.unsqueeze(-1)
     for t in reversed(range(int(depth.max()))):
         step = steps[t]
-        applied = _outer(step, step.gram @ c, centre) / step.rescale.view(-1, 1, 1)
+        # Scale-free, so that large states or labels overflow nowhere: eigenvectors do not notice.
+        applied = _outer(step, step.gram @ c / _scale(step.gram), centre)
         c = torch.where((depth > t).view(-1, 1, 1), applied, c)
     return c.squeeze(-1)
 
 
 def _outer(step: Step, right: Tensor, centre: bool) -> Tensor:
-    """``sum_c T_c^T T_c right``; with ``centre``, of gradients less their mean."""
-    rows = reference.gradient_rows(step.weights, step.alpha, right, centre)
-    row_sums = step.weights @ step.alpha  # [B, n, C]
+    """``sum_c T_c^T T_c right`` up to a positive factor; ``centre`` takes off the mean gradient."""
+    largest = (step.weights @ step.alpha.abs()).amax(dim=(1, 2), keepdim=True)  # [B, 1, 1]
+    alpha = step.alpha / torch.where(largest > 0, largest, 1.0)
+    rows = reference.gradient_rows(step.weights, alpha, right, centre)
+    row_sums = step.weights @ alpha  # [B, n, C]
     total = torch.zeros_like(right)
     for c, row in enumerate(rows):
         # T_c is not symmetric: T_c^T = diag(W alpha_c) - diag(alpha_c) W.
-        total += row_sums[..., c, None] * row - step.alpha[..., c, None] * (step.weights @ row)
+        total += row_sums[..., c, None] * row - alpha[..., c, None] * (step.weights @ row)
     return total
+
+
+def _scale(gram: Tensor) -> Tensor:
+    """The largest diagonal entry of each Gram matrix, ``[B, 1, 1]``."""
+    return gram.diagonal(dim1=-2, dim2=-1).amax(dim=-1).view(-1, 1, 1)
 
 
 def _lanczos(steps: list[Step], depth: Tensor, centre: bool) -> Tensor:
     """Coefficients ``c [B, n]`` of the top eigenvector ``X^T c``."""
-    gram = steps[0].gram
+    gram = steps[0].gram / _scale(steps[0].gram)
     batch, n, _ = gram.shape
     tolerance = torch.finfo(gram.dtype).eps ** 0.75
     start = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -26,24 +26,26 @@ ROTATIONS = ("procrustes", "none")
 
 @dataclass(frozen=True)
 class AffineMap:
-    """``h @ weight + bias`` and, where the method has one, the way back."""
+    """``(h - centre) @ weight + bias`` and, where the method has one, the way back from a code:
+    ``(c - bias) @ back_weight + back_bias``. Differences come first, so large offsets cost no
+    digits."""
 
+    centre: Tensor  # [d_E]
     weight: Tensor  # [d_E, d_T]
     bias: Tensor  # [d_T]
     back_weight: Tensor | None = None  # [d_T, d_E]
     back_bias: Tensor | None = None  # [d_E]
 
     def __call__(self, states: Tensor) -> Tensor:
-        return states @ self.weight + self.bias
+        return (states - self.centre) @ self.weight + self.bias
 
-    def rotated(self, rotation: Tensor, centre: Tensor, new_centre: Tensor) -> AffineMap:
-        """Follow by ``c -> (c - centre) @ rotation + new_centre``, and undo it on the way back."""
-        return AffineMap(
-            self.weight @ rotation,
-            (self.bias - centre) @ rotation + new_centre,
-            rotation.mT @ self.back_weight,
-            self.back_bias + (centre - new_centre @ rotation.mT) @ self.back_weight,
-        )
+    def back(self, codes: Tensor) -> Tensor:
+        return (codes - self.bias) @ self.back_weight + self.back_bias
+
+    def rotated(self, rotation: Tensor, bias: Tensor) -> AffineMap:
+        """Turn the code about its offset and move that to ``bias``; the way back undoes both."""
+        weight, back_weight = self.weight @ rotation, rotation.mT @ self.back_weight
+        return AffineMap(self.centre, weight, bias, back_weight, self.back_bias)
 
 
 def align(
@@ -94,10 +96,14 @@ def align(
     if method == "autoencoder":
         settings |= {"solver": solver, "rotation": rotation}
         if solver == "adam":
-            settings |= {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+            _require_positive(steps=steps, learning_rate=learning_rate)
+            settings |= {"steps": int(steps), "learning_rate": learning_rate, "seed": seed}
     elif method == "ridge":
+        _require_positive(reg=reg)
         settings |= {"reg": reg}
     pairs = _default_pairs(expert, target) if pairing is None else [tuple(p)[:2] for p in pairing]
+    if not pairs:
+        raise ValueError("pairing must hold at least one (expert layer, target layer), came none")
     return _fit(expert, target, pairs, settings)
 
 
@@ -113,6 +119,12 @@ def align_pairs(
     on these states. A vector has to be expressed in the basis of the layer it will steer.
     """
     pairs = [tuple(p)[:2] for p in pairs]
+    widths = tuple(alignment.encoder_weight.shape[1:])
+    if widths != (expert.width, target.width):
+        raise ValueError(
+            f"alignment maps width {widths[0]} to {widths[1]}, but expert and target have widths "
+            f"{expert.width} and {target.width}; align these captures first"
+        )
     held = [alignment.row(*p) for p in pairs]
     missing = [p for p, row in zip(pairs, held) if row is None]
     fitted = _fit(expert, target, missing, alignment.settings) if missing else None
@@ -127,7 +139,7 @@ def align_pairs(
             return None
         return torch.stack([tensor[row] for tensor, (_, row) in zip(rows, sources)])
 
-    names = ("encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias")
+    names = ("encoder_centre", "encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias")
     figures = ("reconstruction_error", "explained_variance")
     return Alignment(
         tuple(e for e, _ in pairs),
@@ -140,6 +152,12 @@ def align_pairs(
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, came {value!r}")
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be positive and finite, came {value}")
 
 
 def _default_pairs(expert: HiddenStates, target: HiddenStates) -> list[tuple[int, int]]:
@@ -172,11 +190,11 @@ def _fit(
         maps.append(fitted)
         explained.append(1 - _relative_error(t, fitted(h)))
         if fitted.back_weight is not None:
-            back = fitted(h) @ fitted.back_weight + fitted.back_bias
-            errors.append(_relative_error(h, back))
+            errors.append(_relative_error(h, fitted.back(fitted(h))))
     return Alignment(
         expert_layers=tuple(e for e, _ in pairs),
         target_layers=tuple(t for _, t in pairs),
+        encoder_centre=torch.stack([m.centre for m in maps]),
         encoder_weight=torch.stack([m.weight for m in maps]),
         encoder_bias=torch.stack([m.bias for m in maps]),
         decoder_weight=torch.stack([m.back_weight for m in maps]) if errors else None,
@@ -188,18 +206,18 @@ def _fit(
 
 
 def _relative_error(states: Tensor, estimate: Tensor) -> Tensor:
-    """``mean ||s - estimate||^2 / mean ||s - mean s||^2``, 0 where both vanish."""
+    """``mean ||s - estimate||^2 / mean ||s - mean s||^2``, NaN where the states do not vary."""
     variance = (states - states.mean(dim=0)).square().sum()
     error = (states - estimate).square().sum()
-    return error / variance.clamp(min=torch.finfo(states.dtype).tiny)
+    return torch.where(variance > 0, error / variance, torch.nan)
 
 
 def _unrotated(h: Tensor, d_target: int, settings: dict[str, Any]) -> AffineMap | None:
     if settings["method"] == "ridge":
         return None
     if settings["method"] == "identity":
-        identity = torch.eye(d_target, dtype=h.dtype)
-        return AffineMap(identity, torch.zeros(d_target, dtype=h.dtype))
+        zero = h.new_zeros(d_target)
+        return AffineMap(zero, torch.eye(d_target).to(h), zero)
     if settings["solver"] == "closed_form":
         return _principal_subspace(h, d_target)
     adam = {k: settings[k] for k in ("steps", "learning_rate", "seed")}
@@ -210,10 +228,10 @@ def _principal_subspace(h: Tensor, d_target: int) -> AffineMap:
     """The auto-encoder's minimiser in closed form: the top principal components, zero-padded."""
     mean = h.mean(dim=0)
     basis = torch.linalg.svd(h - mean, full_matrices=False).Vh.mT  # [d_E, min(N, d_E)]
-    weight = torch.zeros(h.shape[1], d_target, dtype=h.dtype)  # [d_E, d_T]
+    weight = h.new_zeros(h.shape[1], d_target)  # [d_E, d_T]
     rank = min(basis.shape[1], d_target)
     weight[:, :rank] = basis[:, :rank]
-    return AffineMap(weight, -(mean @ weight), weight.mT.contiguous(), mean)
+    return AffineMap(mean, weight, h.new_zeros(d_target), weight.mT.contiguous(), mean)
 
 
 def _procrustes(encoder: AffineMap, h: Tensor, t: Tensor) -> AffineMap:
@@ -222,10 +240,12 @@ def _procrustes(encoder: AffineMap, h: Tensor, t: Tensor) -> AffineMap:
     Schoenemann (1966): Q = U V^T from the singular vectors of ``code^T t``. Orthogonal, so the
     decoder undoes it exactly and the reconstruction error stays what it was.
     """
-    code = encoder(h)
-    centre, new_centre = code.mean(dim=0), t.mean(dim=0)
-    left, _, right = torch.linalg.svd((code - centre).mT @ (t - new_centre))
-    return encoder.rotated(left @ right, centre, new_centre)
+    code, goal = encoder(h), t.mean(dim=0)
+    centre = code.mean(dim=0)
+    left, _, right = torch.linalg.svd((code - centre).mT @ (t - goal))
+    rotation = left @ right
+    # The encoder's own offset need not be the mean of its code (Adam's is trained).
+    return encoder.rotated(rotation, goal + (encoder.bias - centre) @ rotation)
 
 
 def _ridge(h: Tensor, t: Tensor, reg: float) -> AffineMap:
@@ -234,14 +254,17 @@ def _ridge(h: Tensor, t: Tensor, reg: float) -> AffineMap:
     x, y = h - mean_h, t - mean_t
     penalty = reg * x.square().sum() / x.shape[1] + torch.finfo(h.dtype).tiny
     if x.shape[0] < x.shape[1]:
-        gram = x @ x.mT + penalty * torch.eye(x.shape[0], dtype=h.dtype)
+        gram = x @ x.mT
+        gram.diagonal().add_(penalty)
         weight = x.mT @ torch.linalg.solve(gram, y)
     else:
-        covariance = x.mT @ x + penalty * torch.eye(x.shape[1], dtype=h.dtype)
+        covariance = x.mT @ x
+        covariance.diagonal().add_(penalty)
         weight = torch.linalg.solve(covariance, x.mT @ y)
-    return AffineMap(weight, mean_t - mean_h @ weight)
+    return AffineMap(mean_h, weight, mean_t)
 
 
+@torch.enable_grad()
 def _adam(h: Tensor, d_target: int, steps: int, learning_rate: float, seed: int) -> AffineMap:
     """Train f and g by gradient descent, as the paper does."""
     mean = h.mean(dim=0)
@@ -251,19 +274,24 @@ def _adam(h: Tensor, d_target: int, steps: int, learning_rate: float, seed: int)
     d_expert = h.shape[1]
 
     def initial(rows: int, columns: int) -> Tensor:
-        noise = torch.randn(rows, columns, generator=generator, dtype=h.dtype)
+        noise = torch.randn(rows, columns, generator=generator, dtype=h.dtype).to(h.device)
         return (noise / rows**0.5).requires_grad_()
 
     encoder, decoder = initial(d_expert, d_target), initial(d_target, d_expert)
-    biases = [torch.zeros(d, dtype=h.dtype, requires_grad=True) for d in (d_target, d_expert)]
+    biases = [h.new_zeros(d).requires_grad_() for d in (d_target, d_expert)]
     optimiser = torch.optim.Adam([encoder, decoder, *biases], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
+    first = None
+    for _ in progress(range(steps), "train auto-encoder"):
         optimiser.zero_grad()
         reconstruction = (x @ encoder + biases[0]) @ decoder + biases[1]
-        (x - reconstruction).square().sum(dim=1).mean().backward()
+        loss = (x - reconstruction).square().sum(dim=1).mean()
+        first = loss.item() if first is None else first
+        loss.backward()
         optimiser.step()
         schedule.step()
-    weight, back_weight = encoder.detach() / spread, decoder.detach() * spread
-    bias = biases[0].detach() - mean @ weight
-    return AffineMap(weight, bias, back_weight, biases[1].detach() * spread + mean)
+    encoder, decoder, code_bias, bias = (p.detach() for p in (encoder, decoder, *biases))
+    if not loss.item() <= first:
+        raise ValueError(f"learning_rate {learning_rate} makes the training diverge; lower it")
+    back_bias = (bias + code_bias @ decoder) * spread + mean
+    return AffineMap(mean, encoder / spread, code_bias, decoder * spread, back_bias)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._files import read_artifact, write_artifact
+from ._files import parsing, read_artifact, write_artifact
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
@@ -21,11 +21,11 @@ def require_finite(name: str, tensor: Tensor) -> None:
         bad = int((~finite).sum())
         raise ValueError(
             f"{name} must be finite, but {bad} of {tensor.numel()} entries are NaN or infinite "
-            f"(the first at index {where}); capture in float32 or drop those examples"
+            f"(the first at index {where})"
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HiddenStates:
     """Decoder-layer outputs of one model over a contrast set, one state per example and layer.
 
@@ -35,6 +35,8 @@ class HiddenStates:
         layers: decoder-layer indices counted from 0, strictly increasing.
         keys: ``[N]`` int64, one fingerprint per example, so that two captures can be checked to
             hold the same examples in the same order; ``None`` skips that check.
+        pairs: ``[N]`` int64, equal numbers for the sides of one pair and -1 for examples that
+            stand alone; splits keep pairs together. ``None`` where nothing is paired.
         position: the token whose state was kept: ``"last"``, ``"mean"`` or an index.
         model: where the states came from (name, revision, architecture, num_layers, hidden_size).
 
@@ -46,6 +48,7 @@ class HiddenStates:
     labels: Tensor
     layers: tuple[int, ...] = ()
     keys: Tensor | None = None
+    pairs: Tensor | None = None
     position: str | int = "last"
     model: dict[str, Any] = field(default_factory=dict)
 
@@ -70,8 +73,13 @@ class HiddenStates:
                 f"came {layers}"
             )
         object.__setattr__(self, "layers", layers)
-        if self.keys is not None and self.keys.shape != (examples,):
-            raise ValueError(f"keys must have shape ({examples},), came {tuple(self.keys.shape)}")
+        for name in ("keys", "pairs"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (examples,):
+                raise ValueError(
+                    f"{name} must have shape ({examples},), came {tuple(values.shape)}"
+                )
+        object.__setattr__(self, "states", self.states.detach())
         require_finite("states", self.states)
 
     @property
@@ -92,23 +100,44 @@ class HiddenStates:
         return float(self.layer(index).float().norm(dim=-1).median())
 
     def take(self, rows: Sequence[int] | Tensor) -> HiddenStates:
-        """The same capture restricted to the given example rows, in the given order."""
-        rows = torch.as_tensor(rows, dtype=torch.int64)
-        keys = None if self.keys is None else self.keys[rows]
-        return replace(self, states=self.states[:, rows], labels=self.labels[rows], keys=keys)
+        """The same capture restricted to some examples: row indices in order, or a bool mask."""
+        rows = _row_indices(rows, len(self)).to(self.states.device)
+        kept = {
+            name: None if getattr(self, name) is None else getattr(self, name)[rows]
+            for name in ("keys", "pairs")
+        }
+        return replace(self, states=self.states[:, rows], labels=self.labels[rows], **kept)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         tensors = {"states": self.states, "labels": self.labels}
-        if self.keys is not None:
-            tensors["keys"] = self.keys
+        optional = {"keys": self.keys, "pairs": self.pairs}
+        tensors |= {name: t for name, t in optional.items() if t is not None}
         header = {"layers": self.layers, "position": self.position, "model": self.model}
         write_artifact(folder, "hidden_states", tensors, header)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> HiddenStates:
         tensors, header = read_artifact(folder, "hidden_states")
-        kept = {name: header[name] for name in ("position", "model")}
-        return cls(**tensors, layers=tuple(header["layers"]), **kept)
+        with parsing(folder, "hidden_states"):
+            kept = {name: header[name] for name in ("position", "model")}
+            return cls(**tensors, layers=tuple(header["layers"]), **kept)
+
+
+def _row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:
+    rows = torch.as_tensor(rows)
+    if rows.dtype == torch.bool and rows.shape == (count,):
+        rows = rows.nonzero().flatten()
+    not_whole = rows.numel() > 0 and (rows.dtype == torch.bool or rows.is_floating_point())
+    if rows.ndim != 1 or not_whole:
+        raise ValueError(
+            f"rows must be indices or a mask of {count} bools, came shape {tuple(rows.shape)} of "
+            f"{rows.dtype}"
+        )
+    rows = rows.to(torch.int64)
+    outside = rows[(rows < -count) | (rows >= count)]
+    if outside.numel():
+        raise ValueError(f"rows: {int(outside[0])} is out of range for {count} examples")
+    return rows
 
 
 def require_same_examples(expert: HiddenStates, target: HiddenStates) -> None:
@@ -127,28 +156,37 @@ def require_same_examples(expert: HiddenStates, target: HiddenStates) -> None:
             f"{int(differ.sum())} in all): other examples, or the same in another order; "
             "capture both models over the same contrast set"
         )
+    if expert.position != target.position:
+        raise ValueError(
+            f"expert holds states at position {expert.position!r} and target at "
+            f"{target.position!r}; capture both at one position"
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """Affine maps from expert layers into the target's space, one row per (expert, target) pair.
 
     Attributes:
         expert_layers, target_layers: the R pairs; a row's code lives in its target layer's space.
-        encoder_weight: ``[R, d_E, d_T]``; the code of ``h`` is ``h @ weight + bias``.
+        encoder_centre: ``[R, d_E]``, subtracted first, so that states far from the origin keep
+            their digits.
+        encoder_weight: ``[R, d_E, d_T]``; the code of ``h`` is ``(h - centre) @ weight + bias``.
         encoder_bias: ``[R, d_T]``.
-        decoder_weight: ``[R, d_T, d_E]``, or ``None`` where the method has no way back.
+        decoder_weight: ``[R, d_T, d_E]``, or ``None`` where the method has no way back; a code c
+            comes back as ``(c - encoder_bias) @ decoder_weight + decoder_bias``.
         decoder_bias: ``[R, d_E]``, or ``None``.
         reconstruction_error: ``[R]``, mean ||h - g(f(h))||^2 / mean ||h - mean h||^2; ``None``
-            without a decoder.
+            without a decoder, NaN where the states do not vary.
         explained_variance: ``[R]``, 1 - mean ||t - f(h)||^2 / mean ||t - mean t||^2 over the
             paired examples; negative when the code is further from the target's states than
-            their mean is.
+            their mean is, NaN where those do not vary.
         settings: the arguments that made it (``method``, ``solver``, ``rotation``, ...).
     """
 
     expert_layers: tuple[int, ...]
     target_layers: tuple[int, ...]
+    encoder_centre: Tensor
     encoder_weight: Tensor
     encoder_bias: Tensor
     decoder_weight: Tensor | None
@@ -165,11 +203,15 @@ class Alignment:
                 f"states must be [{rows}, N, {d_expert}] (expert layers {self.expert_layers}), "
                 f"came {tuple(states.shape)}"
             )
-        return torch.baddbmm(
-            self.encoder_bias.unsqueeze(1),
-            states.to(self.encoder_weight.dtype),
-            self.encoder_weight,
-        )
+        centred = states.to(self.encoder_weight.dtype) - self.encoder_centre.unsqueeze(1)
+        return torch.baddbmm(self.encoder_bias.unsqueeze(1), centred, self.encoder_weight)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Back from codes ``[R, N, d_T]`` to expert states ``[R, N, d_E]``."""
+        if self.decoder_weight is None:
+            raise ValueError(f"method {self.settings.get('method')!r} has no way back")
+        centred = codes - self.encoder_bias.unsqueeze(1)
+        return torch.baddbmm(self.decoder_bias.unsqueeze(1), centred, self.decoder_weight)
 
     def row(self, expert_layer: int, target_layer: int) -> int | None:
         """The row of a pair, or ``None`` when the alignment does not hold that pair."""
@@ -187,12 +229,15 @@ class Alignment:
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> Alignment:
         tensors, header = read_artifact(folder, "alignment")
-        layers = {n: tuple(header[n]) for n in ("expert_layers", "target_layers")}
-        named = {n: tensors.get(n) for n in _ALIGNMENT_TENSORS}
-        return cls(**named, **layers, settings=header["settings"])
+        with parsing(folder, "alignment"):
+            layers = {n: tuple(header[n]) for n in ("expert_layers", "target_layers")}
+            optional = {n: tensors.pop(n, None) for n in _ALIGNMENT_OPTIONAL}
+            return cls(**tensors, **optional, **layers, settings=header["settings"])
 
 
+_ALIGNMENT_OPTIONAL = ("decoder_weight", "decoder_bias", "reconstruction_error")
 _ALIGNMENT_TENSORS = (
+    "encoder_centre",
     "encoder_weight",
     "encoder_bias",
     "decoder_weight",
@@ -202,7 +247,7 @@ _ALIGNMENT_TENSORS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MutualInformation:
     """Information between layers together with what chance alone would give.
 
@@ -227,7 +272,7 @@ class LayerPair(NamedTuple):
     nats: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerPairing:
     """The chosen layer pairs, in the order in which the rule chose them.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import Enum
 from pathlib import Path
@@ -19,6 +18,7 @@ app = typer.Typer(
     help="Steer one language model with what another one knows.",
 )
 
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one json document instead of text.")]
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     """Entry point of ``expertsteer``; bad input ends in one line on stderr and exit code 2."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         sys.exit(2)
 
@@ -72,7 +72,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where vectors, figures and pictures go.")] = Path(
         "demo-output"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of the random controls and splits.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Steer a small bundled target with a small bundled expert, beside its controls."""
@@ -110,7 +110,15 @@ def fit(
     max_length: Annotated[int | None, typer.Option(help="Truncate longer examples.")] = None,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    expert_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    target_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    expert_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    target_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Fit steering vectors for TARGET from what EXPERT knows, over a contrast set."""
@@ -136,8 +144,17 @@ def fit(
         progress=not as_json,
     )
     examples = ContrastSet.from_jsonl(contrast)
-    options = {"device": device, "dtype": _torch_dtype(dtype)}
-    vectors = pipeline.fit(expert, target, examples, **options)
+    dtype = _torch_dtype(dtype)
+    out.mkdir(parents=True, exist_ok=True)  # now, not after the whole fit
+    vectors = pipeline.fit(
+        expert,
+        target,
+        examples,
+        expert_options={"revision": expert_revision, "decoder_layers": expert_layers},
+        target_options={"revision": target_revision, "decoder_layers": target_layers},
+        device=device,
+        dtype=dtype,
+    )
     vectors.save_pretrained(out)
     _show(vectors, out, as_json)
 
@@ -152,7 +169,7 @@ def generate(
     layers: Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Seed = 0,
     unsteered: Annotated[bool, typer.Option(help="Also without steering, to compare.")] = True,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
@@ -167,8 +184,8 @@ def generate(
         loaded = loaded.select([_integer("layers", part) for part in layers.split(",")])
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, came {max_new_tokens}")
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, came {temperature}")
+    if temperature != 0 and not 1e-3 <= temperature <= 1e3:
+        raise ValueError(f"temperature must be 0 or lie in 0.001..1000, came {temperature}")
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
     network, tokenizer = load(model, device=device, dtype=_torch_dtype(dtype))
     sampling: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
@@ -227,7 +244,9 @@ def _show(vectors, folder: Path | str, as_json: bool) -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    from ._files import to_json
+
+    typer.echo(to_json(document))
 
 
 def _integer(name: str, text: str) -> int:

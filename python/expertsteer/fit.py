@@ -57,10 +57,11 @@ def fit_vectors(
         raise ValueError(f"validation must be a share in [0, 1), came {validation}")
     require_same_examples(expert, target)
     _require_classes(target.labels)
+    _require_row_labels(pairing, expert, target)
     pairs = [(p.expert_layer, p.target_layer) for p in pairing]
     aligned = align_pairs(alignment, expert, target, pairs)
     codes = aligned.encode(torch.stack([expert.layer(e) for e, _ in pairs]))  # [R, N, d_T]
-    train, held = _split(target.labels, validation, seed)
+    train, held = _split(target.labels, target.pairs, validation, seed)
     directions, figures = _directions(codes, target.labels, train, held, method, rfm)
     scales = {p.target_layer: target.scale(p.target_layer) for p in pairing}
     metadata: dict[str, Any] = {
@@ -88,18 +89,60 @@ def _require_classes(labels: Tensor) -> None:
         )
 
 
-def _split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row indices to fit on and to hold out, the latter with at least one of each label."""
+def _require_row_labels(pairing: LayerPairing, expert: HiddenStates, target: HiddenStates) -> None:
+    """Refuse a pairing whose layer numbers do not fit the rows and columns it was chosen from."""
+    if pairing.matrix is None:
+        return
+    shape = len(expert.layers), len(target.layers)
+    fits = tuple(pairing.matrix.shape) == shape and all(
+        pair.expert_layer in expert.layers
+        and pair.target_layer in target.layers
+        and pair.nats
+        == float(
+            pairing.matrix[
+                expert.layers.index(pair.expert_layer), target.layers.index(pair.target_layer)
+            ]
+        )
+        for pair in pairing
+    )
+    if not fits:
+        raise ValueError(
+            f"pairing was chosen from {tuple(pairing.matrix.shape)} layers whose numbers are not "
+            f"those of these captures (expert {expert.layers}, target {target.layers}); pass "
+            "expert_layers=expert.layers and target_layers=target.layers to pair_layers"
+        )
+
+
+def _split(labels: Tensor, pairs: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row indices to fit on and to hold out, pairs kept together, about ``share`` of each label.
+
+    Raises:
+        ValueError: fewer than two rows of a label would be left on one of the sides.
+    """
+    units: dict[Any, list[int]] = {}
+    for row in range(len(labels)):
+        pair = -1 if pairs is None else int(pairs[row])
+        units.setdefault(("row", row) if pair < 0 else ("pair", pair), []).append(row)
+    # Units with the same labels are drawn together, which stratifies whatever they consist of.
+    strata: dict[tuple[int, ...], list[list[int]]] = {}
+    for rows in units.values():
+        strata.setdefault(tuple(sorted(labels[rows].tolist())), []).append(rows)
     generator = torch.Generator().manual_seed(seed)
-    held = []
-    for label in (0, 1):
-        rows = (labels == label).nonzero().flatten()
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        held.append(rows[: max(1, round(share * len(rows)))] if share else rows[:0])
-    out = torch.cat(held).sort().values
+    held: list[int] = []
+    for _, members in sorted(strata.items()):
+        order = torch.randperm(len(members), generator=generator).tolist()
+        count = max(1, round(share * len(members))) if share else 0
+        held += [row for i in order[:count] for row in members[i]]
+    out = torch.tensor(sorted(held), dtype=torch.int64)
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[out] = False
-    return kept.nonzero().flatten(), out
+    train = kept.nonzero().flatten()
+    if share and min(torch.bincount(labels[train], minlength=2)) < 2:
+        raise ValueError(
+            f"validation={share} leaves fewer than 2 examples of a label to fit on; lower it or "
+            "extend the contrast set"
+        )
+    return train, out
 
 
 def _directions(
@@ -147,8 +190,10 @@ def _logistic(centred: Tensor, labels: Tensor) -> Tensor:
             "method='logistic' needs scikit-learn: pip install 'expertsteer[sklearn]'"
         ) from error
     scale = centred.square().mean().sqrt()  # the solver's regularisation assumes unit scale
-    probe = LogisticRegression(max_iter=2000).fit((centred / scale).numpy(), labels.numpy())
-    return torch.as_tensor(probe.coef_[0], dtype=centred.dtype)
+    probe = LogisticRegression(max_iter=2000).fit(
+        (centred / scale).cpu().numpy(), labels.cpu().numpy()
+    )
+    return torch.as_tensor(probe.coef_[0]).to(centred)
 
 
 def _json_pair(pair) -> dict[str, Any]:
@@ -157,7 +202,13 @@ def _json_pair(pair) -> dict[str, Any]:
 
 
 def _alignment_figures(aligned: Alignment) -> dict[str, Any]:
-    figures = {"explained_variance": aligned.explained_variance.tolist()}
-    if aligned.reconstruction_error is not None:
-        figures["reconstruction_error"] = aligned.reconstruction_error.tolist()
-    return figures
+    named = {
+        "explained_variance": aligned.explained_variance,
+        "reconstruction_error": aligned.reconstruction_error,
+    }
+    # json has no NaN: null where the states do not vary
+    return {
+        name: [None if v != v else v for v in values.tolist()]
+        for name, values in named.items()
+        if values is not None
+    }

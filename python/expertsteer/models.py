@@ -104,6 +104,7 @@ def capture(
         labels=torch.tensor(contrast.labels, dtype=torch.int64),
         layers=chosen,
         keys=torch.tensor(contrast.keys, dtype=torch.int64),
+        pairs=_pair_numbers(contrast.pairs),
         position=position,
         model=describe(model, decoder_layers) | {"hidden_size": reader.states.shape[2]},
     )
@@ -225,6 +226,13 @@ def _dtype_option() -> str:
     import transformers
 
     return "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+
+
+def _pair_numbers(pairs: Iterable[int | None]) -> Tensor | None:
+    """Pairs numbered from 0, -1 for examples that stand alone; ``None`` where all do."""
+    order: dict[int, int] = {}
+    numbers = [-1 if p is None else order.setdefault(p, len(order)) for p in pairs]
+    return torch.tensor(numbers, dtype=torch.int64) if order else None
 
 
 def _layer_indices(layers: int | Iterable[int] | None, depth: int) -> tuple[int, ...]:

@@ -69,6 +69,7 @@ def mutual_information(
             "x and y must be [layers, N, width] over the same N examples, came "
             f"{tuple(x.shape)} and {tuple(y.shape)}"
         )
+    x, y = x.detach(), y.detach()
     require_finite("x", x)
     require_finite("y", y)
     r = _components(components, x, y)
@@ -135,9 +136,9 @@ def pair_layers(
         raise ValueError(f"information must be [L_E, L_T], came {tuple(matrix.shape)}")
     require_finite("information", matrix)
     rows, columns = matrix.shape
-    if not 1 <= k <= columns:
+    if not isinstance(k, int) or not 1 <= k <= columns:
         raise ValueError(
-            f"k must lie between 1 and the number of target layers, {columns}; came {k}"
+            f"k must be an integer between 1 and the number of target layers, {columns}; came {k}"
         )
     expert_layers = _labels("expert_layers", expert_layers, rows)
     target_layers = _labels("target_layers", target_layers, columns)
@@ -168,8 +169,8 @@ def _choose(matrix: Tensor, k: int, rule: str, seed: int) -> list[tuple[int, int
 
 def _labels(name: str, layers: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
     layers = tuple(range(count)) if layers is None else tuple(layers)
-    if len(layers) != count:
-        raise ValueError(f"{name} must name {count} layers, came {layers}")
+    if len(layers) != count or len(set(layers)) < count:
+        raise ValueError(f"{name} must name {count} different layers, came {layers}")
     return layers
 
 
@@ -181,8 +182,10 @@ def _components(components: int | None, x: Tensor, y: Tensor) -> int:
     if components is None:
         # Four rows of a half per estimated component keep the variance small.
         return max(1, min(32, width, rows // 8, most))
-    if not 1 <= components <= width:
-        raise ValueError(f"components must lie between 1 and the width {width}, came {components}")
+    if not isinstance(components, int) or not 1 <= components <= width:
+        raise ValueError(
+            f"components must be an integer between 1 and the width {width}, came {components}"
+        )
     if components > most:
         raise ValueError(
             f"{components} components need at least {4 * components + 4} examples, came {rows}; "
@@ -209,7 +212,7 @@ def _project(states: Tensor, fit: Tensor, held: Tensor, r: int) -> Tensor:
 
 
 def _against_null(nats, estimate, permutations: int, sizes: list[int], seed: int):
-    if permutations < 2:
+    if not isinstance(permutations, int) or permutations < 2:
         raise ValueError(f"null must be at least 2 permutations, came {permutations}")
     generator = torch.Generator().manual_seed(seed + 1)
     draws = []

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from .align import align
+from .align import METHODS, ROTATIONS, SOLVERS, align
 from .artifacts import Alignment, HiddenStates, LayerPairing, MutualInformation
 from .contrast import ContrastSet
+from .fit import METHODS as DIRECTIONS
 from .fit import fit_vectors
 from .models import capture, load
-from .pair import mutual_information, pair_layers
+from .pair import ESTIMATORS, RULES, mutual_information, pair_layers
 from .rfm import RFM
 from .vectors import SteeringVectors
 
@@ -51,6 +52,23 @@ class ExpertSteer:
     seed: int = 0
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        # Before any model is loaded: a wrong word should not cost two captures.
+        for name, choices in (
+            ("rule", RULES),
+            ("method", METHODS),
+            ("solver", SOLVERS),
+            ("rotation", ROTATIONS),
+            ("estimator", ESTIMATORS),
+            ("direction", DIRECTIONS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, came {getattr(self, name)!r}")
+        if self.pairs is not None and self.pairs < 1:
+            raise ValueError(f"pairs must be at least 1, came {self.pairs}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must be a share in [0, 1), came {self.validation}")
+
     def fit(
         self,
         expert_model: str | nn.Module,
@@ -59,6 +77,8 @@ class ExpertSteer:
         *,
         expert_tokenizer: Any = None,
         target_tokenizer: Any = None,
+        expert_options: dict[str, Any] | None = None,
+        target_options: dict[str, Any] | None = None,
         **load_options: Any,
     ) -> SteeringVectors:
         """Fit steering vectors for ``target_model`` from what ``expert_model`` knows.
@@ -68,13 +88,17 @@ class ExpertSteer:
                 the other and released after their capture.
             expert_tokenizer, target_tokenizer: needed for models that were not loaded from a
                 path that also holds the tokenizer.
-            load_options: ``device``, ``dtype`` and ``revision`` for models given by name.
+            expert_options, target_options: for one side only: ``revision`` (with a Hub id), and
+                ``decoder_layers`` and ``layers`` of its capture.
+            load_options: ``device`` and ``dtype`` for models given by name.
 
         Raises:
             ValueError: see the steps; each error names the argument to change.
         """
-        self.expert_ = self._capture(expert_model, expert_tokenizer, contrast, load_options)
-        self.target_ = self._capture(target_model, target_tokenizer, contrast, load_options)
+        expert = (expert_options or {}) | load_options
+        target = (target_options or {}) | load_options
+        self.expert_ = self._capture(expert_model, expert_tokenizer, contrast, expert)
+        self.target_ = self._capture(target_model, target_tokenizer, contrast, target)
         return self.fit_states(self.expert_, self.target_)
 
     def fit_states(self, expert: HiddenStates, target: HiddenStates) -> SteeringVectors:
@@ -115,9 +139,11 @@ class ExpertSteer:
         )
 
     def _capture(
-        self, model: Any, tokenizer: Any, contrast: ContrastSet, load_options: dict[str, Any]
+        self, model: Any, tokenizer: Any, contrast: ContrastSet, options: dict[str, Any]
     ) -> HiddenStates:
-        model, tokenizer = load(model, tokenizer, **load_options)
+        reading = {n: options[n] for n in ("decoder_layers", "layers") if n in options}
+        loading = {n: v for n, v in options.items() if n not in reading}
+        model, tokenizer = load(model, tokenizer, **loading)
         return capture(
             model,
             tokenizer,
@@ -126,4 +152,5 @@ class ExpertSteer:
             batch_size=self.batch_size,
             max_length=self.max_length,
             progress=self.progress,
+            **reading,
         )

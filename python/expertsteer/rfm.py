@@ -90,6 +90,8 @@ class RFM:
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {choices}, came {value!r}")
+        if backend not in ops.BACKENDS:
+            raise ValueError(f"backend must be one of {ops.BACKENDS}, came {backend!r}")
         self.bandwidth, self.bandwidth_mode, self.reg, self.iters = (
             bandwidth,
             bandwidth_mode,
@@ -132,10 +134,16 @@ class RFM:
         validation = None
         if X_val is not None:
             X_val, y_val = _problem("X_val", X_val, "y_val", y_val)
-            if X_val.shape[::2] != X.shape[::2] or y_val.shape[2] != y.shape[2]:
+            X_val, y_val = X_val.to(X.dtype), y_val.to(X.dtype)
+            if (
+                not X_val.shape[1]
+                or X_val.shape[::2] != X.shape[::2]
+                or y_val.shape[2] != y.shape[2]
+            ):
                 raise ValueError(
                     f"X_val {tuple(X_val.shape)} and y_val {tuple(y_val.shape)} must match X "
-                    f"{tuple(X.shape)} and y {tuple(y.shape)} in problems, width and outputs"
+                    f"{tuple(X.shape)} and y {tuple(y.shape)} in problems, width and outputs, and "
+                    "hold at least one row"
                 )
             validation = (_Rows(X_val - self._mean, self._points), y_val)
         self._iterate(y, validation)
@@ -188,8 +196,21 @@ class RFM:
                 features, step.rescale = self._normalised_features(step, features)
             gram = ops.agop(gram, weights, alpha, None, self.center_grads, backend=self.backend)
             gram = gram / step.rescale.view(-1, 1, 1)
+            self._require_gradients(gram)
             if validation is not None:
                 rows.advance(step, self.center_grads)
+
+    def _require_gradients(self, gram: Tensor) -> None:
+        """A fit without any gradient, or one that overflowed, has no direction to give."""
+        largest = gram.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
+        lost = ~(torch.isfinite(gram).all(dim=-1).all(dim=-1) & (largest > 0))
+        if bool(lost.any()):
+            raise ValueError(
+                f"the gradients of problems {lost.nonzero().flatten().tolist()} vanish or overflow "
+                f"at bandwidth={self.bandwidth} ({self.bandwidth_mode}): it is too small for the "
+                "distances, the labels are all zero, or the states' scale is extreme; raise "
+                "bandwidth or give float64 states"
+            )
 
     def _bandwidth(self, gram: Tensor) -> Tensor:
         if self.bandwidth_mode == "constant":
@@ -225,6 +246,7 @@ class RFM:
             self._best = (-metrics if self.tuning_metric == "mse" else metrics).argmax(dim=0)
         else:
             self._best = torch.full((batch,), self.iters)
+        self._best = self._best.to(self._points.device)
         # M_b is the AGOP of fit b - 1; the identity has no direction, so fit 0 uses its own.
         depth = self._best.clamp(min=1)
         direction = top_direction(self._points, self._steps, depth, self.center_grads)
@@ -273,11 +295,18 @@ def auc(scores: Tensor, labels: Tensor) -> Tensor:
     other = positive.shape[-1] - count
     if not bool(((count > 0) & (other > 0)).all()):
         raise ValueError("AUC needs both classes among the validation labels")
+    positive, count, other = positive.cpu(), count.cpu(), other.cpu()
     return ((ranks * positive).sum(dim=-1) - count * (count + 1) / 2) / (count * other)
 
 
 def _solve(kernel: Tensor, y: Tensor, reg: float) -> Tensor:
     """``(K + reg 1)^-1 y`` by Cholesky; ``kernel`` is overwritten."""
+    broken = ~torch.isfinite(kernel).all(dim=-1).all(dim=-1)
+    if bool(broken.any()):
+        raise ValueError(
+            f"the kernel matrix of problems {broken.nonzero().flatten().tolist()} is not finite: "
+            "the states' scale overflows their type; give float64 states"
+        )
     kernel.diagonal(dim1=-2, dim2=-1).add_(reg)
     factor, failed = torch.linalg.cholesky_ex(kernel)
     if bool(failed.any()):
@@ -310,4 +339,4 @@ def _problem(x_name: str, X: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, Te
     dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
     X = X if X.ndim == 3 else X.unsqueeze(0)
     require_finite(y_name, y.to(dtype))
-    return X.to(dtype), y.to(dtype)
+    return X.detach().to(dtype), y.detach().to(dtype)

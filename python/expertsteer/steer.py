@@ -8,6 +8,7 @@ steered, for all layers together. Leaving the context manager puts back what was
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from . import ops
 from ._positions import POSITIONS, Passes, token_mask
+from .artifacts import require_finite
 from .vectors import SteeringVectors
 
+_KEEP: Any = object()  # an argument that was not given, where None means something
 _attached: weakref.WeakKeyDictionary[nn.Module, Steering] = weakref.WeakKeyDictionary()
 
 
@@ -45,12 +48,14 @@ def attach(
         check_model: refuse vectors whose metadata name another architecture or depth.
         backend: see `expertsteer.ops`.
 
+    Forward passes in several threads keep their tokens apart; ``set`` is for all of them.
     One steering per model at a time: a second ``attach`` is refused. Add vectors together
     (``a + b``) to steer with several.
 
     Raises:
         ValueError: a layer out of range, another width, vectors fitted for another model, an
-            unknown position, a strength that is not finite, a model already steered or compiled.
+            unknown position, a strength that is not finite, a vector of zeros, a backend that
+            cannot serve the model, a model already steered or compiled.
     """
     from .models import find_decoder
 
@@ -67,11 +72,21 @@ def attach(
             "this model was compiled before attaching and would ignore the slots; attach to the "
             "uncompiled model"
         )
+    _require_effect(vectors)
     _check_fit(model, vectors, decoder, check_model)
     steering = Steering(model, decoder, vectors, backend)
     steering.set(strength=strength, positions=positions)
     steering._install()
     return steering
+
+
+class _Pass(threading.local):
+    """What one thread's current forward pass has told: the tokens to steer, the prompt."""
+
+    def __init__(self) -> None:
+        self.passes = Passes()
+        self.active = False
+        self.mask: Tensor | None = None
 
 
 class Steering:
@@ -81,9 +96,8 @@ class Steering:
         self._model, self._decoder = model, decoder.decoder
         self._slots = {i: _LayerSlot(self, i, decoder.layers[i], backend) for i in vectors.layers}
         self._restore: list[tuple[nn.Module, str, Any]] = []
-        self._passes = Passes()
-        self._in_pass = False
-        self._mask: Tensor | None = None
+        self._detached = False
+        self._pass = _Pass()
         self.vectors = vectors
         self.strength = 0.0
         self.positions = "all"
@@ -99,38 +113,48 @@ class Steering:
         positions: str | None = None,
         *,
         vectors: SteeringVectors | None = None,
-        prompt_length: int | Tensor | None = None,
+        prompt_length: int | Tensor | None = _KEEP,
     ) -> Steering:
         """Change the strength, the positions or the vectors; what is not given stays.
 
         Args:
             vectors: others for the same layers and width.
             prompt_length: where the prompt ends, in tokens including padding, for forward passes
-                outside ``generate`` (scoring a continuation): int, or ``[batch]`` ints.
+                outside ``generate`` (scoring a continuation): int, or ``[batch]`` ints; ``None``
+                takes it back. ``generate`` knows its own.
 
         Raises:
-            ValueError: a strength that is not finite, an unknown position, other layers.
+            ValueError: a strength that is not finite, an unknown position, other layers, a
+                negative prompt length. Nothing is changed then.
+            RuntimeError: after ``detach``.
         """
-        if strength is not None:
-            if not abs(float(strength)) < float("inf"):
-                raise ValueError(f"strength must be a finite number, came {strength}")
-            self.strength = float(strength)
-        if positions is not None:
-            if positions not in POSITIONS:
-                raise ValueError(f"positions must be one of {POSITIONS}, came {positions!r}")
-            self.positions = positions
+        self._require_attached()
+        if strength is not None and not abs(float(strength)) < float("inf"):
+            raise ValueError(f"strength must be a finite number, came {strength}")
+        if positions is not None and positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {POSITIONS}, came {positions!r}")
+        if prompt_length is not _KEEP:
+            prompt_length = _checked_prompt_length(prompt_length)
         if vectors is not None:
+            _require_effect(vectors)
             if vectors.layers != self.vectors.layers or vectors.width != self.vectors.width:
                 raise ValueError(
                     f"vectors must steer layers {self.vectors.layers} at width "
                     f"{self.vectors.width} like the attached ones, came {vectors.layers} at "
                     f"{vectors.width}; detach and attach those instead"
                 )
-            self.vectors = vectors
-        if prompt_length is not None:
+        new_vectors = self.vectors if vectors is None else vectors
+        new_strength = self.strength if strength is None else float(strength)
+        filled = {i: new_strength * new_vectors.displacement(i) for i in self._slots}
+        for layer, displacement in filled.items():
+            require_finite(f"strength * scale * vector at layer {layer}", displacement)
+        self.vectors, self.strength = new_vectors, new_strength
+        if positions is not None:
+            self.positions = positions
+        if prompt_length is not _KEEP:
             self.prompt_length = prompt_length
-        for layer, slot in self._slots.items():
-            slot.fill(self.strength * self.vectors.displacement(layer))
+        for layer, displacement in filled.items():
+            self._slots[layer].fill(displacement)
         return self
 
     def detach(self) -> None:
@@ -141,10 +165,16 @@ class Steering:
             else:
                 owner.__dict__[name] = previous
         self._restore.clear()
+        self._detached = True
         _attached.pop(self._decoder, None)
 
     def __enter__(self) -> Steering:
+        self._require_attached()
         return self
+
+    def _require_attached(self) -> None:
+        if self._detached:
+            raise RuntimeError("this steering was detached; attach again to steer")
 
     def __exit__(self, *error: object) -> None:
         self.detach()
@@ -181,7 +211,13 @@ class _LayerSlot(_Slot):
         self.original: Callable = layer.forward
         self.calls = 0
         self.delta: Tensor | None = None
-        self._chosen: tuple[torch.device, torch.dtype, Callable] | None = None
+        # Chosen now, so that a backend that cannot serve is refused when attaching.
+        weight = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
+        device = torch.device("cpu") if weight.device.type == "meta" else weight.device
+        self._chosen = self._choose(device, weight.dtype)
+
+    def _choose(self, device: torch.device, dtype: torch.dtype):
+        return device, dtype, ops.choose("steer_add", self.backend, device, dtype)
 
     def fill(self, displacement: Tensor) -> None:
         """Set what is added, ``[width]``; taken to the states' device and type when they come."""
@@ -191,7 +227,7 @@ class _LayerSlot(_Slot):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.steering.strength == 0.0:  # not even rounding
             return self.original(*args, **kwargs)
-        if not self.steering._in_pass:
+        if not self.steering._pass.active:
             raise RuntimeError(
                 f"layer {self.index} of a steered model was called outside its decoder's forward, "
                 "where its padding and positions are unknown; call the model, or detach"
@@ -203,14 +239,13 @@ class _LayerSlot(_Slot):
         return self._add(output)
 
     def _add(self, hidden: Tensor) -> Tensor:
-        if self._chosen is None or self._chosen[:2] != (hidden.device, hidden.dtype):
-            add = ops.choose("steer_add", self.backend, hidden.device, hidden.dtype)
-            self._chosen = (hidden.device, hidden.dtype, add)
+        if self._chosen[:2] != (hidden.device, hidden.dtype):
+            self._chosen = self._choose(hidden.device, hidden.dtype)
             self.delta = None
         if self.delta is None:
             wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
             self.delta = self.source.to(hidden.device, wide).contiguous()
-        mask = self.steering._mask
+        mask = self.steering._pass.mask
         if mask is not None and mask.device != hidden.device:
             mask = mask.to(hidden.device)
         return self._chosen[2](hidden, self.delta, mask)
@@ -231,20 +266,20 @@ class _DecoderSlot(_Slot):
         tokens = inputs.get("input_ids")
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
         before = {slot: slot.calls for slot in steering._slots.values()}
-        steering._mask = token_mask(
+        here = steering._pass
+        here.mask = token_mask(
             steering.positions,
-            steering._passes,
+            here.passes,
             inputs,
             tuple(tokens.shape[:2]),
             tokens.device,
             steering.prompt_length,
         )
-        steering._in_pass = True
+        here.active = True
         try:
             output = self.original(*args, **kwargs)
         finally:
-            steering._in_pass = False
-            steering._mask = None
+            here.active, here.mask = False, None
         idle = [slot.index for slot, calls in before.items() if slot.calls == calls]
         if idle:
             raise RuntimeError(
@@ -261,17 +296,36 @@ class _GenerateSlot(_Slot):
         self.steering, self.original = steering, original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        outer = self.steering._passes
-        self.steering._passes = Passes.of_generate(args, kwargs)
+        here = self.steering._pass
+        outer, here.passes = here.passes, Passes.of_generate(self.steering._model, args, kwargs)
         try:
             return self.original(*args, **kwargs)
         finally:
-            self.steering._passes = outer
+            here.passes = outer
 
 
 def _by_name(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The decoder's arguments by name, those swallowed by ``**kwargs`` included."""
     return dict(zip(signature.parameters, args)) | kwargs
+
+
+def _checked_prompt_length(length: Any) -> int | Tensor | None:
+    if length is None or (type(length) is int and length >= 0):
+        return length
+    lengths = torch.as_tensor(length) if isinstance(length, (list, tuple, Tensor)) else None
+    whole = lengths is not None and not (lengths.is_floating_point() or lengths.is_complex())
+    if not whole or lengths.ndim != 1 or bool((lengths < 0).any()):
+        raise ValueError(
+            "prompt_length must be a number of tokens, one per sequence ([batch]), or None; came "
+            f"{length!r}"
+        )
+    return lengths.to(torch.int64)
+
+
+def _require_effect(vectors: SteeringVectors) -> None:
+    idle = [layer for layer, vector in vectors.vectors.items() if not bool((vector != 0).any())]
+    if idle:
+        raise ValueError(f"vectors at layers {idle} are all zero and would have no effect")
 
 
 def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_model: bool) -> None:

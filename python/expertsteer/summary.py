@@ -8,14 +8,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ._files import parsing
 from .vectors import SteeringVectors
 
 
 def describe_vectors(vectors: SteeringVectors) -> dict[str, Any]:
     """Json values: width, one entry per layer (norm, scale, partner, figures), provenance."""
-    pairs = vectors.metadata.get("pairing", {}).get("pairs", [])
-    partner = {p["target_layer"]: (row, p) for row, p in enumerate(pairs)}
-    figures = vectors.metadata.get("figures", {})
+    partner, figures = _partners(vectors.metadata)
     layers = []
     for layer, vector in vectors.vectors.items():
         entry = {
@@ -29,6 +28,25 @@ def describe_vectors(vectors: SteeringVectors) -> dict[str, Any]:
             entry |= {name: values[row] for name, values in figures.items()}
         layers.append(entry)
     return {"width": vectors.width, "layers": layers, "metadata": vectors.metadata}
+
+
+def _partners(metadata: dict[str, Any]) -> tuple[dict[int, tuple[int, dict]], dict[str, list]]:
+    """Each target layer's row and pair, and the figures per row; checked, since files are edited.
+
+    Raises:
+        ArtifactError: metadata that `fit_vectors` cannot have written.
+    """
+    with parsing("metadata", "pairing"):
+        pairs = metadata.get("pairing", {}).get("pairs", [])
+        partner = {p["target_layer"]: (row, p) for row, p in enumerate(pairs)}
+        figures = metadata.get("figures", {})
+        for name, values in figures.items():
+            if len(values) < len(pairs):
+                raise ValueError(f"{name} holds {len(values)} figures for {len(pairs)} pairs")
+        for model in (metadata.get(side) for side in ("expert", "target")):
+            if model is not None and not isinstance(model, dict):
+                raise TypeError(f"a model is described by a dict, came {model!r}")
+    return partner, figures
 
 
 _COLUMNS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import tempfile
 from collections.abc import Iterable
@@ -13,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._files import read_artifact, write_artifact
+from ._files import parsing, read_artifact, write_artifact
 from .artifacts import require_finite
 
 KIND = "steering_vectors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SteeringVectors:
     """What is added to a target model: ``h <- h + strength * scales[t] * vectors[t]`` at layer t.
 
@@ -46,7 +47,12 @@ class SteeringVectors:
     def __post_init__(self) -> None:
         if not self.vectors:
             raise ValueError("vectors must hold at least one {layer: vector}, came an empty dict")
-        vectors = {int(layer): torch.as_tensor(v) for layer, v in sorted(self.vectors.items())}
+        vectors = {
+            _layer_index(layer): torch.as_tensor(v).detach()
+            for layer, v in sorted(self.vectors.items())
+        }
+        if not isinstance(self.metadata, dict):
+            raise ValueError(f"metadata must be a dict, came {type(self.metadata).__name__}")
         for layer, vector in vectors.items():
             if layer < 0:
                 raise ValueError(f"vectors: layers count from 0, came layer {layer}")
@@ -78,8 +84,11 @@ class SteeringVectors:
         return next(iter(self.vectors.values())).numel()
 
     def displacement(self, layer: int) -> Tensor:
-        """What strength 1 adds at ``layer``: ``scale * vector``, ``[d_T]``."""
-        return self.scales[layer] * self.vectors[layer]
+        """What strength 1 adds at ``layer``: ``scale * vector``, ``[d_T]`` in float32 or wider."""
+        vector = self.vectors[layer]
+        # Half-precision vectors would overflow at scales that are usual for large models.
+        wide = torch.float64 if vector.dtype == torch.float64 else torch.float32
+        return self.scales[layer] * vector.to(wide)
 
     def select(self, layers: Iterable[int]) -> SteeringVectors:
         """The same vectors at some of the layers only."""
@@ -102,6 +111,12 @@ class SteeringVectors:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: float) -> SteeringVectors:
+        return self * (1 / divisor)
+
+    def __radd__(self, other: Any) -> SteeringVectors:
+        return self if other == 0 else NotImplemented  # the start value of sum()
+
     def __neg__(self) -> SteeringVectors:
         return -1.0 * self
 
@@ -110,6 +125,7 @@ class SteeringVectors:
             return NotImplemented
         if self.width != other.width:
             raise ValueError(f"cannot add vectors of width {self.width} and {other.width}")
+        _require_same_target(self.metadata, other.metadata)
         scales = other.scales | self.scales
         vectors = {
             layer: sum(v.displacement(layer) for v in (self, other) if layer in v.vectors) / scale
@@ -148,13 +164,13 @@ class SteeringVectors:
         if not folder.is_dir():
             folder = _download(str(folder_or_hub_id), revision)
         tensors, header = read_artifact(folder, KIND)
-        vectors = {int(name.removeprefix("layers.")): v for name, v in tensors.items()}
-        scales = {int(i): s for i, s in header["scales"].items()}
-        loaded = cls(vectors, scales, header["metadata"])
-        if loaded.width != header["width"]:
-            raise ValueError(
-                f"{folder}: the file says width {header['width']}, came {loaded.width}"
-            )
+        with parsing(folder, KIND):
+            vectors = {int(name.removeprefix("layers.")): v for name, v in tensors.items()}
+            scales = {int(i): s for i, s in header["scales"].items()}
+            loaded = cls(vectors, scales, header["metadata"])
+            said = header["width"], tuple(header["layers"])
+            if (loaded.width, loaded.layers) != said:
+                raise ValueError(f"the file says {said}, came {(loaded.width, loaded.layers)}")
         return loaded
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **upload: Any) -> str:
@@ -174,7 +190,27 @@ class SteeringVectors:
 
 def package_versions() -> dict[str, str]:
     """The versions that decide whether a fit can be repeated."""
-    return {name: version(name) for name in ("expertsteer", "torch", "transformers")}
+    from . import __version__
+
+    return {"expertsteer": __version__} | {n: version(n) for n in ("torch", "transformers")}
+
+
+def _layer_index(layer: Any) -> int:
+    try:
+        return operator.index(layer)
+    except TypeError:
+        raise ValueError(f"vectors: layers are whole numbers, came {layer!r}") from None
+
+
+def _require_same_target(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Vectors fitted for different models do not add up to one for either."""
+    a, b = (m.get("target") or {} for m in (first, second))
+    for name in ("architecture", "num_layers", "hidden_size"):
+        if name in a and name in b and a[name] != b[name]:
+            raise ValueError(
+                f"cannot add vectors fitted for different models: {name} {a[name]!r} and "
+                f"{b[name]!r}"
+            )
 
 
 def _shared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

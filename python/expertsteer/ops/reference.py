@@ -36,12 +36,12 @@ def distances(gram: Tensor) -> Tensor:
 def laplace(gram: Tensor, bandwidth: Tensor, eps: float = 1e-10) -> tuple[Tensor, Tensor]:
     """Laplace kernel of a Gram matrix and the weights of its gradient.
 
-    ``K_ij = exp(-D_ij / L)`` and ``W_ij = K_ij / (L D_ij)``, zero where ``D_ij < eps``.
+    ``K_ij = exp(-D_ij / L)`` and ``W_ij = K_ij / (L D_ij)``, zero where ``D_ij < eps L``.
 
     Args:
         gram: ``[B, n, n]``, ``P = X M X^T``.
         bandwidth: ``[B]``, ``L > 0``.
-        eps: distance below which two points count as one.
+        eps: distance, in bandwidths, below which two points count as one.
 
     Returns:
         ``K`` and ``W``, both ``[B, n, n]``.
@@ -49,8 +49,8 @@ def laplace(gram: Tensor, bandwidth: Tensor, eps: float = 1e-10) -> tuple[Tensor
     distance = distances(gram)
     bandwidth = bandwidth.view(-1, 1, 1)
     kernel = torch.exp(-distance / bandwidth)
-    apart = distance >= eps
-    weights = torch.where(apart, kernel / (bandwidth * distance.clamp(min=eps)), 0.0)
+    apart = distance >= eps * bandwidth
+    weights = torch.where(apart, kernel / (bandwidth * distance), 0.0)
     return kernel, weights
 
 
@@ -103,7 +103,9 @@ def agop(
 def gaussian_information(x: Tensor, y: Tensor) -> Tensor:
     """Plug-in mutual information of jointly Gaussian samples, every pair of layers at once.
 
-    ``I = -1/2 logdet(1 - R^T R)`` with R the correlation of the whitened samples.
+    ``I = -1/2 sum_i log(1 - s_i^2)`` with s the singular values of the correlation R of the
+    whitened samples. Where one layer determines a component of the other the information is
+    infinite; such components count at the resolution of the dtype (18 nats each in float64).
 
     Args:
         x: ``[L_x, n, r_x]`` and y: ``[L_y, n, r_y]``, paired rows, non-singular covariances.
@@ -113,9 +115,9 @@ def gaussian_information(x: Tensor, y: Tensor) -> Tensor:
     """
     white_x, white_y = whiten(x), whiten(y)  # columns orthonormal: R = white_x^T white_y
     correlation = torch.einsum("anr,bns->abrs", white_x, white_y)  # [L_x, L_y, r_x, r_y]
-    identity = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-    residual = identity - correlation.mT @ correlation  # [L_x, L_y, r_y, r_y]
-    return -0.5 * torch.linalg.slogdet(residual).logabsdet
+    singular = torch.linalg.svdvals(correlation)  # [L_x, L_y, min(r_x, r_y)]
+    singular = singular.clamp(max=1 - torch.finfo(y.dtype).eps)
+    return -0.5 * torch.log1p(-singular.square()).sum(dim=-1)
 
 
 def whiten(x: Tensor) -> Tensor:

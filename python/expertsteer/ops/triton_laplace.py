@@ -46,7 +46,8 @@ def laplace_kernel(
     squared = tl.where(rows[:, None] == columns[None, :], 0.0, tl.maximum(squared, 0.0))
     distance = tl.sqrt(squared)
     k = tl.exp(-distance / length)
-    w = tl.where(distance >= eps, k / (length * tl.maximum(distance, eps)), 0.0)
+    apart = distance >= eps * length
+    w = tl.where(apart, k / (length * tl.where(apart, distance, 1.0)), 0.0)
 
     tl.store(kernel + here, k, mask=inside)
     tl.store(weights + here, w, mask=inside)
