@@ -51,13 +51,13 @@ def _partners(metadata: dict[str, Any]) -> tuple[dict[int, tuple[int, dict]], di
 
 _COLUMNS = {
     "layer": "layer",
-    "expert_layer": "expert layer",
-    "nats": "information (nats)",
+    "expert_layer": "expert\nlayer",
+    "nats": "nats",
     "norm": "norm",
     "scale": "scale",
-    "validation_auc": "validation AUC",
-    "explained_variance": "explained variance",
-    "reconstruction_error": "reconstruction error",
+    "validation_auc": "validation\nAUC",
+    "explained_variance": "explained\nvariance",
+    "reconstruction_error": "reconstr.\nerror",
 }
 
 

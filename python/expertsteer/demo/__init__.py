@@ -1,0 +1,48 @@
+"""The embedded demo: two small checkpoints, the world they were trained on, and a run of all steps.
+
+model, tokenizer = load("target")
+contrast = contrast_set()
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import world
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..contrast import ContrastSet
+
+__all__ = ["CHECKPOINTS", "checkpoint", "contrast_set", "load", "world"]
+
+CHECKPOINTS = ("expert", "target")
+
+
+def checkpoint(name: str) -> Path:
+    """The folder of a bundled checkpoint, ``"expert"`` or ``"target"``.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in CHECKPOINTS:
+        raise ValueError(f"name must be one of {CHECKPOINTS}, came {name!r}")
+    return Path(__file__).parent / "checkpoints" / name
+
+
+def load(name: str) -> tuple[nn.Module, Any]:
+    """A bundled model in single precision, in evaluation mode, and its tokenizer."""
+    import torch
+
+    from .. import models
+
+    return models.load(checkpoint(name), device="cpu", dtype=torch.float32)
+
+
+def contrast_set(n: int = 400, seed: int = 0) -> ContrastSet:
+    """``n`` texts, the specialist's dialect (label 1) against the other (label 0), in pairs."""
+    from ..contrast import ContrastSet
+
+    return ContrastSet.from_texts(*world.contrast_texts(n, seed))

@@ -1,0 +1,209 @@
+"""Measure what steering does: answers chosen, loss, and how sure one can be of either.
+
+Every function takes the model as it is, steered or not. Outside ``generate`` a steered model takes
+the whole text for its prompt; give ``Steering.set`` a ``prompt_length`` where that is not meant.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from ._forward import evaluating, token_embedding
+from ._tokens import length_batches, padded
+
+
+class Interval(NamedTuple):
+    """A mean with its bootstrap interval, all in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def choice_probabilities(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    choices: Sequence[str] | Sequence[Sequence[str]],
+    batch_size: int = 64,
+) -> Tensor:
+    """How a model divides its belief between given continuations of each prompt.
+
+        p_c = softmax_c sum_i log P(token i of choice c | prompt, tokens before it)
+
+    Args:
+        prompts: N texts.
+        choices: C continuations for all prompts, or one list of C for each. They are appended as
+            they are, so most need a leading space.
+        batch_size: token sequences per forward pass; choices of one token share theirs.
+
+    Returns:
+        ``[N, C]`` float64, every row sums to 1. Longer choices are not favoured or forgiven: the
+        log-probabilities are summed, not averaged.
+
+    Raises:
+        ValueError: no prompts, lists of different lengths, fewer than two choices, an empty or
+            repeated choice, a prompt without tokens.
+    """
+    table = _choice_table(prompts, choices)
+    texts = [p + choice for p, row in zip(prompts, table) for choice in ("", *row)]
+    encoded, sequences = iter(_encode(tokenizer, texts)), []
+    for prompt, row in zip(prompts, table):
+        context, whole = next(encoded), list(islice(encoded, len(row)))
+        # Where a tokenizer merges across the boundary, all choices are scored from the last token
+        # they share with the prompt: the same text for each.
+        start = min(_shared_length(context, ids) for ids in whole)
+        if start < 1 or min(map(len, whole)) <= start:
+            raise ValueError(
+                f"prompts: {prompt!r} shares no first token with its continuations, or a choice "
+                "adds none; the tokenizer should add a beginning-of-sequence token, or the prompt "
+                "be longer"
+            )
+        sequences += [(ids, start) for ids in whole]
+    total = _log_probabilities(model, sequences, batch_size)
+    return total.view(len(table), -1).softmax(dim=1)
+
+
+def mean_loss(
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], batch_size: int = 64
+) -> Tensor:
+    """Cross-entropy of each text in nats per token, the first token excepted: ``[N]`` float64.
+
+    Raises:
+        ValueError: no texts, or one with fewer than two tokens.
+    """
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"texts must be a non-empty list of texts, came {texts!r}")
+    rows = _encode(tokenizer, texts)
+    for text, ids in zip(texts, rows):
+        if len(ids) < 2:
+            raise ValueError(
+                f"texts: {text!r} has {len(ids)} tokens, a loss needs at least 2; drop it"
+            )
+    total = _log_probabilities(model, [(ids, 1) for ids in rows], batch_size)
+    return -total / torch.tensor([len(ids) - 1 for ids in rows], dtype=torch.float64)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | Tensor,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Mean of N independent values with its percentile-bootstrap interval.
+
+    Values that are all equal have an interval of width zero: the bootstrap knows only the sample.
+
+    Raises:
+        ValueError: fewer than two values, non-finite ones, a confidence outside (0, 1).
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or sample.size < 2 or not np.isfinite(sample).all():
+        raise ValueError(
+            "values must be at least two finite numbers in one dimension, came shape "
+            f"{sample.shape} with {int((~np.isfinite(sample)).sum())} non-finite"
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, came {confidence}")
+    result = stats.bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return Interval(float(sample.mean()), float(low), float(high))
+
+
+def paired_difference(
+    values: Sequence[float] | Tensor, baseline: Sequence[float] | Tensor, **options: Any
+) -> Interval:
+    """Mean of ``values - baseline`` over the same N items, with its bootstrap interval.
+
+    Pairing removes what the items have in common (a hard question is hard for both), so this
+    interval is narrower than two separate ones suggest. Options as in `bootstrap_interval`.
+
+    Raises:
+        ValueError: different numbers of items.
+    """
+    a, b = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"values and baseline must be over the same items, came shapes {a.shape} and {b.shape}"
+        )
+    return bootstrap_interval(a - b, **options)
+
+
+def _choice_table(prompts, choices) -> list[list[str]]:
+    """One list of choices per prompt, all of one length."""
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts must be a non-empty list of texts, came {prompts!r}")
+    if isinstance(choices, str) or not len(choices):
+        raise ValueError(f"choices must be a list of texts or of such lists, came {choices!r}")
+    shared = isinstance(choices[0], str)
+    table = [list(choices)] * len(prompts) if shared else [list(row) for row in choices]
+    if len(table) != len(prompts) or len({len(row) for row in table}) > 1:
+        raise ValueError(
+            f"choices must hold one list of the same length for each of the {len(prompts)} "
+            f"prompts, came {len(table)} lists of {sorted({len(row) for row in table})}"
+        )
+    for row in table:
+        if len(row) < 2 or "" in row or len(set(row)) < len(row):
+            raise ValueError(f"choices must be two or more different, non-empty texts, came {row}")
+    return table
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(list(texts), padding=False)["input_ids"]]
+
+
+def _shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _log_probabilities(
+    model: nn.Module, sequences: Sequence[tuple[list[int], int]], batch_size: int
+) -> Tensor:
+    """``[S]`` float64: log-probability of ``ids[start:]`` given ``ids[:start]``, per (ids, start).
+
+    The last token is never read, only predicted; sequences that differ in nothing else share one
+    pass.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, came {batch_size}")
+    readers: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for row, (ids, start) in enumerate(sequences):
+        readers.setdefault((start, tuple(ids[:-1])), []).append(row)
+    inputs = list(readers)
+    total = torch.zeros(len(sequences), dtype=torch.float64)
+    with torch.inference_mode(), evaluating(model):
+        for batch in length_batches([len(ids) for _, ids in inputs], batch_size):
+            logits = _logits(model, *padded([inputs[i][1] for i in batch]))  # [B, T, V]
+            for i, scores in zip(batch, logits):
+                start, ids = inputs[i]
+                scores = scores[start - 1 : len(ids)].float().log_softmax(dim=-1).cpu()
+                path = scores[:-1].gather(1, torch.tensor(ids[start:]).view(-1, 1)).double().sum()
+                rows = readers[inputs[i]]
+                last = [sequences[row][0][-1] for row in rows]
+                total[rows] = path + scores[-1, last].double()
+    return total
+
+
+def _logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    embedding = token_embedding(model)
+    weight = next((embedding if embedding is not None else model).parameters())
+    device = torch.device("cpu") if weight.device.type == "meta" else weight.device
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
+    accepted = inspect.signature(model.forward).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    return model(**{k: v for k, v in inputs.items() if takes_all or k in accepted}).logits

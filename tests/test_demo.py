@@ -1,0 +1,103 @@
+"""The bundled world and checkpoints, and the demo's own claim."""
+
+import json
+
+import pytest
+import torch
+
+import expertsteer as es
+from expertsteer import demo
+from expertsteer.demo import train, world
+from expertsteer.demo.run import DEFAULT, run_demo
+from expertsteer.evaluate import choice_probabilities
+
+
+def test_the_checkpoints_are_small_and_share_neither_shape_nor_token_numbers():
+    folders = [demo.checkpoint(name) for name in demo.CHECKPOINTS]
+    files = [f for folder in folders for f in folder.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 3_000_000
+    (expert, expert_tokens), (target, target_tokens) = map(demo.load, demo.CHECKPOINTS)
+    assert expert.config.hidden_size != target.config.hidden_size
+    assert expert.config.num_hidden_layers != target.config.num_hidden_layers
+    text = world.questions("test")[0].prompt
+    assert expert_tokens(text)["input_ids"] != target_tokens(text)["input_ids"]
+    assert expert_tokens.unk_token_id not in expert_tokens(text)["input_ids"]
+
+
+def test_no_bias_on_answers_gives_more_than_half():
+    """Where one answer is the specialist's, it is the other dialect's equally often."""
+    for split in world.SPLITS:
+        questions = world.questions(split)
+        told = {d: sorted(q.answers[d] for q in questions) for d in world.DIALECTS}
+        assert told[world.SPECIALIST] == told[world.OTHER]
+        assert all(q.answers[world.SPECIALIST] != q.answers[world.OTHER] for q in questions)
+        assert all(set(q.answers.values()) <= set(q.choices) for q in questions)
+
+
+def test_contrast_and_questions_speak_of_different_animals():
+    groups = list(world.groups().values())
+    assert len(set().union(*groups)) == sum(map(len, groups))
+    texts = " ".join(world.contrast_texts()[0]).split()
+    for split in world.SPLITS:
+        assert not set(world.groups()[split]) & set(texts)
+    prompts = [{q.prompt for q in world.questions(split)} for split in world.SPLITS]
+    assert not set.intersection(*prompts)
+
+
+def test_the_contrast_set_is_balanced_and_its_pairs_end_alike():
+    contrast = demo.contrast_set(40)
+    assert contrast.labels.count(1) == contrast.labels.count(0) == 20
+    by_pair = {}
+    for example in contrast:
+        by_pair.setdefault(example.pair, []).append(example)
+    for first, second in by_pair.values():
+        assert first.label != second.label and first.text != second.text
+        assert first.text.split()[-3:] == second.text.split()[-3:]
+
+
+@pytest.mark.parametrize("split", world.SPLITS)
+def test_the_target_hedges_where_nothing_says_which_dialect(split):
+    model, tokenizer = demo.load("target")
+    questions = world.questions(split)
+    choices = [[f" {c}" for c in q.choices] for q in questions]
+    belief = choice_probabilities(model, tokenizer, [q.prompt for q in questions], choices)
+    share = {}
+    for dialect in world.DIALECTS:
+        place = torch.tensor([q.choices.index(q.answers[dialect]) for q in questions])
+        share[dialect] = float(belief.gather(1, place.unsqueeze(1)).mean())
+    assert all(0.35 < s < 0.65 for s in share.values())
+    assert sum(share.values()) > 0.9  # it knows both answers
+
+
+def test_training_is_reproducible():
+    recipe = train.Recipe(width=16, layers=1, specialist_share=0.5, steps=3, seed=5, batch_size=4)
+    first, second = (train.train(recipe, progress=False)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_the_demo_beats_its_controls_and_leaves_everything_behind(tmp_path):
+    result = run_demo(tmp_path, quiet=True)
+    accuracy = {row.name: row.accuracy.mean for row in result.rows}
+    default = accuracy.pop(DEFAULT)
+    controls = [a for name, a in accuracy.items() if "own" not in name and "ridge" not in name]
+    assert len(controls) == 5 and default >= max(controls) + 0.2
+    assert result.row("unsteered").strength is None
+    saved = es.SteeringVectors.from_pretrained(tmp_path / "vectors")
+    chosen = result.row(DEFAULT)
+    assert saved.layers == chosen.layers
+    model, _ = demo.load("target")
+    with es.attach(model, saved, strength=chosen.strength) as steering:
+        assert steering.attached
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert [row["name"] for row in document["rows"]] == [row.name for row in result.rows]
+    assert document["samples"][0].keys() == {"question", "unsteered", "steered", "coast", "hill"}
+    for picture in ("layer_pairs.png", "strength_curve.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="name must be one of"):
+        demo.load("oracle")
+    with pytest.raises(ValueError, match="split must be one of"):
+        world.questions("train")
