@@ -19,7 +19,7 @@ from torch import Tensor
 from .ops import reference
 
 if TYPE_CHECKING:
-    from .rfm import Step
+    from ._rfm_parts import Step
 
 CHECK_EVERY = 4
 

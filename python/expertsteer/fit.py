@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._rfm_parts import auc
 from .align import align_pairs
 from .artifacts import Alignment, HiddenStates, LayerPairing, require_same_examples
-from .rfm import RFM, auc
+from .rfm import RFM
 from .vectors import SteeringVectors, package_versions
 
 METHODS = ("rfm", "mean_difference", "pca", "logistic")

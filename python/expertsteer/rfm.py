@@ -13,30 +13,19 @@ because the gradients of output c at the points are the rows of ``-T_c X M``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import ops
+from ._rfm_parts import Rows, Step, auc, solve
 from ._rfm_spectrum import top_direction
 from .artifacts import require_finite
 
 BANDWIDTH_MODES = ("median", "constant")
 NORMALIZATIONS = ("none", "max")
 TUNING_METRICS = ("mse", "auc")
-
-
-@dataclass
-class Step:
-    """What fit number t leaves behind for prediction and for the direction (B problems)."""
-
-    gram: Tensor  # P_t, [B, n, n]
-    weights: Tensor  # W_t, [B, n, n]
-    alpha: Tensor  # [B, n, C]
-    bandwidth: Tensor  # L_t, [B]
-    rescale: Tensor  # [B], what the AGOP of this fit was divided by
 
 
 class RFM:
@@ -145,7 +134,7 @@ class RFM:
                     f"{tuple(X.shape)} and y {tuple(y.shape)} in problems, width and outputs, and "
                     "hold at least one row"
                 )
-            validation = (_Rows(X_val - self._mean, self._points), y_val)
+            validation = (Rows(X_val - self._mean, self._points), y_val)
         self._iterate(y, validation)
         self._keep_best(y)
         return self
@@ -161,7 +150,7 @@ class RFM:
         if X.shape[2] != self._points.shape[2]:
             raise ValueError(f"X must have {self._points.shape[2]} columns, came {X.shape[2]}")
         require_finite("X", X)
-        rows = _Rows(X.to(self._points.dtype) - self._mean, self._points)
+        rows = Rows(X.to(self._points.dtype) - self._mean, self._points)
         outputs = torch.empty(0)
         for t, step in enumerate(self._steps):
             here = rows.predict(step)
@@ -172,7 +161,7 @@ class RFM:
         outputs = outputs.squeeze(-1) if self._y_was_vector else outputs
         return outputs if self._batched else outputs[0]
 
-    def _iterate(self, y: Tensor, validation: tuple[_Rows, Tensor] | None) -> None:
+    def _iterate(self, y: Tensor, validation: tuple[Rows, Tensor] | None) -> None:
         """Run all fits, keeping each one's `Step` and its validation metric."""
         points = self._points
         gram = points @ points.mT  # P_0: the metric starts as the identity
@@ -184,7 +173,7 @@ class RFM:
         for t in range(self.iters + 1):
             bandwidth = self._bandwidth(gram)
             kernel, weights = ops.laplace(gram, bandwidth, backend=self.backend)
-            alpha = _solve(kernel, y, self.reg)
+            alpha = solve(kernel, y, self.reg)
             step = Step(gram, weights, alpha, bandwidth, torch.ones_like(bandwidth))
             self._steps.append(step)
             if validation is not None:
@@ -260,61 +249,6 @@ class RFM:
         self.best_iter_ = self._best if self._batched else int(self._best)
         self.bandwidth_ = kept_bandwidth if self._batched else float(kept_bandwidth)
         self.validation_ = [m if self._batched else float(m) for m in self._metrics]
-
-
-class _Rows:
-    """New points seen through the metric: ``V = X_new M X^T`` and ``diag(X_new M X_new^T)``."""
-
-    def __init__(self, new: Tensor, points: Tensor):
-        self.cross = new @ points.mT  # V, [B, m, n]
-        self.square = new.square().sum(dim=-1)  # [B, m]
-
-    def predict(self, step: Step) -> Tensor:
-        diagonal = step.gram.diagonal(dim1=-2, dim2=-1)
-        squared = self.square.unsqueeze(-1) + diagonal.unsqueeze(-2) - 2 * self.cross
-        kernel = torch.exp(-squared.clamp(min=0).sqrt() / step.bandwidth.view(-1, 1, 1))
-        return kernel @ step.alpha
-
-    def advance(self, step: Step, centre: bool) -> None:
-        """Move to the next metric: ``V <- V (sum_c T_c^T T_c) P``."""
-        transposed = self.cross.mT  # [B, n, m]
-        left = ops.reference.gradient_rows(step.weights, step.alpha, transposed, centre)
-        right = ops.reference.gradient_rows(step.weights, step.alpha, step.gram, centre)
-        rescale = step.rescale
-        self.cross = sum(a.mT @ b for a, b in zip(left, right)) / rescale.view(-1, 1, 1)
-        self.square = sum(a.square().sum(dim=1) for a in left) / rescale.view(-1, 1)
-
-
-def auc(scores: Tensor, labels: Tensor) -> Tensor:
-    """Area under the ROC curve per row of ``[B, N]``, ties counted half (Mann-Whitney)."""
-    from scipy.stats import rankdata
-
-    positive = (labels > 0.5).double()
-    ranks = torch.from_numpy(rankdata(scores.cpu().numpy(), axis=-1))
-    count = positive.sum(dim=-1)
-    other = positive.shape[-1] - count
-    if not bool(((count > 0) & (other > 0)).all()):
-        raise ValueError("AUC needs both classes among the validation labels")
-    positive, count, other = positive.cpu(), count.cpu(), other.cpu()
-    return ((ranks * positive).sum(dim=-1) - count * (count + 1) / 2) / (count * other)
-
-
-def _solve(kernel: Tensor, y: Tensor, reg: float) -> Tensor:
-    """``(K + reg 1)^-1 y`` by Cholesky; ``kernel`` is overwritten."""
-    broken = ~torch.isfinite(kernel).all(dim=-1).all(dim=-1)
-    if bool(broken.any()):
-        raise ValueError(
-            f"the kernel matrix of problems {broken.nonzero().flatten().tolist()} is not finite: "
-            "the states' scale overflows their type; give float64 states"
-        )
-    kernel.diagonal(dim1=-2, dim2=-1).add_(reg)
-    factor, failed = torch.linalg.cholesky_ex(kernel)
-    if bool(failed.any()):
-        raise ValueError(
-            f"the kernel matrix of problems {failed.nonzero().flatten().tolist()} is not positive "
-            f"definite at reg={reg}; raise reg or give float64 states"
-        )
-    return torch.cholesky_solve(y, factor)
 
 
 def _problem(x_name: str, X: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,17 +7,15 @@ steered, for all layers together. Leaving the context manager puts back what was
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
-from ._positions import POSITIONS, Passes, token_mask
+from ._positions import POSITIONS, Passes
+from ._slots import DecoderSlot, GenerateSlot, LayerSlot
 from .artifacts import require_finite
 from .vectors import SteeringVectors
 
@@ -93,11 +91,11 @@ class Steering:
     """Slots installed in a model. Made by `attach`; ``set`` changes what they add."""
 
     def __init__(self, model: nn.Module, decoder: Any, vectors: SteeringVectors, backend: str):
-        self._model, self._decoder = model, decoder.decoder
-        self._slots = {i: _LayerSlot(self, i, decoder.layers[i], backend) for i in vectors.layers}
+        self.model, self._decoder = model, decoder.decoder
+        self.slots = {i: LayerSlot(self, i, decoder.layers[i], backend) for i in vectors.layers}
         self._restore: list[tuple[nn.Module, str, Any]] = []
         self._detached = False
-        self._pass = _Pass()
+        self.current = _Pass()
         self.vectors = vectors
         self.strength = 0.0
         self.positions = "all"
@@ -145,7 +143,7 @@ class Steering:
                 )
         new_vectors = self.vectors if vectors is None else vectors
         new_strength = self.strength if strength is None else float(strength)
-        filled = {i: new_strength * new_vectors.displacement(i) for i in self._slots}
+        filled = {i: new_strength * new_vectors.displacement(i) for i in self.slots}
         for layer, displacement in filled.items():
             require_finite(f"strength * scale * vector at layer {layer}", displacement)
         self.vectors, self.strength = new_vectors, new_strength
@@ -154,7 +152,7 @@ class Steering:
         if prompt_length is not _KEEP:
             self.prompt_length = prompt_length
         for layer, displacement in filled.items():
-            self._slots[layer].fill(displacement)
+            self.slots[layer].fill(displacement)
         return self
 
     def detach(self) -> None:
@@ -180,133 +178,17 @@ class Steering:
         self.detach()
 
     def _install(self) -> None:
-        for slot in self._slots.values():
+        for slot in self.slots.values():
             self._replace(slot.layer, "forward", slot)
-        self._replace(self._decoder, "forward", _DecoderSlot(self, self._decoder.forward))
-        if hasattr(self._model, "generate"):
-            self._replace(self._model, "generate", _GenerateSlot(self, self._model.generate))
+        self._replace(self._decoder, "forward", DecoderSlot(self, self._decoder.forward))
+        if hasattr(self.model, "generate"):
+            self._replace(self.model, "generate", GenerateSlot(self, self.model.generate))
         _attached[self._decoder] = self
 
     def _replace(self, owner: nn.Module, name: str, slot: Any) -> None:
         # Instance attributes only: the class, and any other model, never notice.
         self._restore.append((owner, name, owner.__dict__.get(name)))
         owner.__dict__[name] = slot
-
-
-class _Slot:
-    """Stands in for a method of a live model, so it must not travel with a copy of it."""
-
-    def __deepcopy__(self, memo: Any):
-        raise ValueError("a steered model cannot be deep-copied; detach the steering first")
-
-    def __reduce__(self):
-        raise ValueError("a steered model cannot be pickled; detach the steering first")
-
-
-class _LayerSlot(_Slot):
-    """A steered layer: its own forward, then the addition."""
-
-    def __init__(self, steering: Steering, index: int, layer: nn.Module, backend: str):
-        self.steering, self.index, self.layer, self.backend = steering, index, layer, backend
-        self.original: Callable = layer.forward
-        self.calls = 0
-        self.delta: Tensor | None = None
-        # Chosen now, so that a backend that cannot serve is refused when attaching.
-        weight = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
-        device = torch.device("cpu") if weight.device.type == "meta" else weight.device
-        self._chosen = self._choose(device, weight.dtype)
-
-    def _choose(self, device: torch.device, dtype: torch.dtype):
-        return device, dtype, ops.choose("steer_add", self.backend, device, dtype)
-
-    def fill(self, displacement: Tensor) -> None:
-        """Set what is added, ``[width]``; taken to the states' device and type when they come."""
-        self.source = displacement.detach()
-        self.delta = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.steering.strength == 0.0:  # not even rounding
-            return self.original(*args, **kwargs)
-        if not self.steering._pass.active:
-            raise RuntimeError(
-                f"layer {self.index} of a steered model was called outside its decoder's forward, "
-                "where its padding and positions are unknown; call the model, or detach"
-            )
-        self.calls += 1
-        output = self.original(*args, **kwargs)
-        if isinstance(output, tuple):
-            return (self._add(output[0]), *output[1:])
-        return self._add(output)
-
-    def _add(self, hidden: Tensor) -> Tensor:
-        if self._chosen[:2] != (hidden.device, hidden.dtype):
-            self._chosen = self._choose(hidden.device, hidden.dtype)
-            self.delta = None
-        if self.delta is None:
-            wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-            self.delta = self.source.to(hidden.device, wide).contiguous()
-        mask = self.steering._pass.mask
-        if mask is not None and mask.device != hidden.device:
-            mask = mask.to(hidden.device)
-        return self._chosen[2](hidden, self.delta, mask)
-
-
-class _DecoderSlot(_Slot):
-    """The decoder's forward: places the tokens first, checks afterwards that every slot ran."""
-
-    def __init__(self, steering: Steering, original: Callable):
-        self.steering, self.original = steering, original
-        self.signature = self.__signature__ = inspect.signature(original)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        steering = self.steering
-        if steering.strength == 0.0:
-            return self.original(*args, **kwargs)
-        inputs = _by_name(self.signature, args, kwargs)
-        tokens = inputs.get("input_ids")
-        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
-        before = {slot: slot.calls for slot in steering._slots.values()}
-        here = steering._pass
-        here.mask = token_mask(
-            steering.positions,
-            here.passes,
-            inputs,
-            tuple(tokens.shape[:2]),
-            tokens.device,
-            steering.prompt_length,
-        )
-        here.active = True
-        try:
-            output = self.original(*args, **kwargs)
-        finally:
-            here.active, here.mask = False, None
-        idle = [slot.index for slot, calls in before.items() if slot.calls == calls]
-        if idle:
-            raise RuntimeError(
-                f"layers {idle} carry a vector but did not run in this forward pass, so the "
-                "output is not the steered one"
-            )
-        return output
-
-
-class _GenerateSlot(_Slot):
-    """``generate``: remembers the prompt, so that later passes know which tokens are new."""
-
-    def __init__(self, steering: Steering, original: Callable):
-        self.steering, self.original = steering, original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        here = self.steering._pass
-        outer, here.passes = here.passes, Passes.of_generate(self.steering._model, args, kwargs)
-        try:
-            return self.original(*args, **kwargs)
-        finally:
-            here.passes = outer
-
-
-def _by_name(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's arguments by name, those swallowed by ``**kwargs`` included."""
-    return dict(zip(signature.parameters, args)) | kwargs
 
 
 def _checked_prompt_length(length: Any) -> int | Tensor | None:
