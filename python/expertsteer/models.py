@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -238,7 +239,11 @@ def _pair_numbers(pairs: Iterable[int | None]) -> Tensor | None:
 def _layer_indices(layers: int | Iterable[int] | None, depth: int) -> tuple[int, ...]:
     if layers is None:
         return tuple(range(depth))
-    indices = [layers] if isinstance(layers, int) else list(layers)
+    indices = [layers] if isinstance(layers, Integral) else list(layers)
+    # NumPy's integers name layers as well as Python's; booleans do not.
+    indices = [
+        int(i) if isinstance(i, Integral) and not isinstance(i, bool) else i for i in indices
+    ]
     for index in indices:
         if type(index) is not int or not 0 <= index < depth:
             raise ValueError(

@@ -1,0 +1,73 @@
+"""Tiny models, vectors and the definition of steering that the steering tests share."""
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import expertsteer as es
+from expertsteer.models import find_decoder
+
+WIDTH, DEPTH = 32, 4
+
+
+def llama(seed=0, **changes):
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 60,
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | changes)).eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=60,
+        n_embd=WIDTH,
+        n_layer=DEPTH,
+        n_head=4,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def vectors(layers=(1, 2), seed=7, width=WIDTH, **metadata):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {i: torch.randn(width, generator=generator) for i in layers}
+    return es.SteeringVectors(drawn, {i: 0.5 + i for i in layers}, metadata)
+
+
+def tokens(batch=2, length=7, seed=3):
+    return torch.randint(2, 60, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def with_plain_hooks(model, steering_vectors, strength, mask):
+    """The definition: a hook that adds where the mask says."""
+
+    def hook(layer):
+        delta = strength * steering_vectors.displacement(layer) * mask.unsqueeze(-1)
+
+        def add(module, inputs, output):
+            if isinstance(output, tuple):
+                return (output[0] + delta, *output[1:])
+            return output + delta
+
+        return add
+
+    layers = find_decoder(model).layers
+    return [layers[i].register_forward_hook(hook(i)) for i in steering_vectors.layers]
+
+
+def logits(model, ids, **kwargs):
+    with torch.no_grad():
+        return model(ids, **kwargs).logits
