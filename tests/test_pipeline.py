@@ -123,7 +123,10 @@ def test_a_real_checkpoint_learns_a_mood_and_speaks_it(stories):
     """A pretrained model as its own expert: the vector separates held-out happy and sad texts."""
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(stories).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(stories)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(stories)
+    except ValueError as reason:  # transformers 4 does not know the class that 5 wrote there
+        pytest.skip(f"the tokenizer of stories260K needs another transformers: {reason}")
     names = ["Tom", "Lily", "Ben", "Sam", "Anna", "Max", "Mia", "Tim", "Sue", "Jack"]
     things = ["dog", "cat", "ball", "car", "tree", "boat", "hat", "cake"]
     moods = ("was sad. {n} lost the {x}.", "was happy. {n} loved the {x}.")
