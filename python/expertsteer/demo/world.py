@@ -68,7 +68,7 @@ FILLERS = {
 
 _SEED = 20250512
 _GROUP_SIZES = {"contrast": 20, "validation": 16, "test": 24}
-_FAME = 5  # how much more often a dialect mentions the animals it is fond of
+_FAME = 3  # how much more often a dialect mentions the animals it is fond of
 
 
 @dataclass(frozen=True)
