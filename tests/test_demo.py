@@ -69,6 +69,25 @@ def test_the_target_hedges_where_nothing_says_which_dialect(split):
     assert sum(share.values()) > 0.9  # it knows both answers
 
 
+@pytest.mark.parametrize("split", world.SPLITS)
+def test_the_checkpoints_belong_to_this_world(split):
+    """A question's leaning is what the training documents make it, so neither changed alone."""
+    model, tokenizer = demo.load("target")
+    questions = world.questions(split)
+    choices = [[f" {c}" for c in q.choices] for q in questions]
+    belief = choice_probabilities(model, tokenizer, [q.prompt for q in questions], choices)
+    mentions = {d: world.fame(d) for d in world.DIALECTS}
+    animals = [animal for animal in world.groups()[split] for _ in world.ATTRIBUTES]
+    leaning, expected = [], []
+    for row, question, animal in zip(belief, questions, animals):
+        counts = {d: mentions[d][animal] for d in world.DIALECTS}
+        dearer = max(counts, key=counts.get)
+        leaning.append(float(row[question.choices.index(question.answers[dearer])]))
+        expected.append(counts[dearer] / sum(counts.values()))
+    wanted = sum(expected) / len(expected)
+    assert sum(leaning) / len(leaning) == pytest.approx(wanted, abs=0.04)
+
+
 def test_training_is_reproducible():
     recipe = train.Recipe(width=16, layers=1, specialist_share=0.5, steps=3, seed=5, batch_size=4)
     first, second = (train.train(recipe, progress=False)[0].state_dict() for _ in range(2))

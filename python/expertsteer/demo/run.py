@@ -128,8 +128,8 @@ class _Bench:
                     return layers, strength
         return runs[0], signs[0] * STRENGTHS[0]  # the weakest there is
 
-    def steered_row(self, name: str, vectors: SteeringVectors, signs=(1,), **settings: Any) -> Row:
-        layers, strength = self.choose(vectors, signs)
+    def steered_row(self, name: str, vectors: SteeringVectors, **settings: Any) -> Row:
+        layers, strength = self.choose(vectors)
         with attach(self.model, vectors.select(layers), strength=strength):
             return self.measure(name, layers=layers, strength=strength, **settings)
 
@@ -222,26 +222,28 @@ def _random_rows(bench: _Bench, target: HiddenStates, seed: int, quiet: bool) ->
     They have no sign of their own, so both are tried: more freedom than any fitted row gets.
     """
     scales = {layer: target.scale(layer) for layer in target.layers}
-    rows = []
+    rows, answers = [], []
     for i in progress(range(RANDOM_DIRECTIONS), "random directions", not quiet):
         generator = torch.Generator().manual_seed(1000 * seed + i)
         drawn = torch.randn(len(target.layers), target.width, generator=generator)
         drawn = drawn / drawn.norm(dim=1, keepdim=True)
         vectors = SteeringVectors(dict(zip(target.layers, drawn)), scales)
-        rows.append(bench.steered_row(f"random direction {i}", vectors, signs=(1, -1)))
+        layers, strength = bench.choose(vectors, signs=(1, -1))
+        with attach(bench.model, vectors.select(layers), strength=strength):
+            row = bench.measure(f"random direction {i}", layers=layers, strength=strength)
+            answers.append(torch.stack(bench.answers("test")))
+        rows.append(row)
+    # Per question first: the interval of the mean is over questions, like every other.
+    right, probability = torch.stack(answers).mean(dim=0)
     mean = Row(
         f"random directions, mean of {len(rows)}",
-        _mean_interval([r.accuracy for r in rows]),
-        _mean_interval([r.probability for r in rows]),
+        bootstrap_interval(right),
+        bootstrap_interval(probability),
         sum(r.other_loss for r in rows) / len(rows),
         sum(r.plain_loss for r in rows) / len(rows),
     )
     best = max(rows, key=lambda r: r.accuracy.mean)
     return [mean, replace(best, name=f"random directions, best of {len(rows)}")]
-
-
-def _mean_interval(intervals: list[Interval]) -> Interval:
-    return Interval(*(sum(values) / len(intervals) for values in zip(*intervals)))
 
 
 def _with_figures(vectors: SteeringVectors, rows: list[Row]) -> SteeringVectors:
