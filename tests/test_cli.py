@@ -91,6 +91,8 @@ def test_generate_shows_both_texts_and_strength_zero_agrees(world):
     assert document["prompt"] == "w3 w4" and document["steered"] != document["unsteered"]
     idle = json.loads(run(*base, "--strength", 0, "--positions", "generated", "--json").stdout)
     assert idle["steered"] == idle["unsteered"] == document["unsteered"]
+    named = run(*base, "--strength", 3, "--decoder-layers", "model.layers", "--json")
+    assert json.loads(named.stdout) == document
     piped = run(*base[:-2], "--strength", 3, stdin="w3 w4\n")
     assert piped.returncode == 0, piped.stderr
     assert document["steered"] in piped.stdout and "unsteered" in piped.stdout
@@ -117,6 +119,9 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
     deep = tmp_path / "deep"
     es.SteeringVectors({11: torch.ones(32)}).save_pretrained(deep)
 
+    foreign = tmp_path / "foreign"
+    of_another = es.SteeringVectors({1: torch.ones(32)}, metadata={"target": {"num_layers": 99}})
+    of_another.save_pretrained(foreign)
     odd = tmp_path / "odd"
     es.SteeringVectors({1: torch.ones(32)}, metadata={"pairing": "lowest"}).save_pretrained(odd)
 
@@ -145,6 +150,8 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
         (generate(narrow), "width 7"),
         (generate(torn), "truncated"),
         (generate(deep), "layer 11 is out of range"),
+        (generate(foreign), "fitted for a model with num_layers 99"),
+        (generate(world / "vectors", "--decoder-layers", "model.blocks"), "model.blocks"),
         (generate(world / "vectors", "--layers", "9"), "layers [9] carry no vector"),
         (generate(world / "vectors", "--max-new-tokens", 0), "max_new_tokens"),
         (generate(world / "vectors", "--temperature", -1), "temperature"),
@@ -162,3 +169,4 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
             wrong.append((message, done.returncode, done.stderr))
     assert not wrong
     assert not list(tmp_path.glob("never/*"))
+    assert run(*generate(foreign, "--no-check-model")).returncode == 0

@@ -55,12 +55,18 @@ def test_the_contrast_set_is_balanced_and_its_pairs_end_alike():
         assert first.text.split()[-3:] == second.text.split()[-3:]
 
 
-@pytest.mark.parametrize("split", world.SPLITS)
-def test_the_target_hedges_where_nothing_says_which_dialect(split):
+def target_belief(split):
+    """The questions, and what the unsteered target thinks of their choices."""
     model, tokenizer = demo.load("target")
     questions = world.questions(split)
     choices = [[f" {c}" for c in q.choices] for q in questions]
-    belief = choice_probabilities(model, tokenizer, [q.prompt for q in questions], choices)
+    prompts = [q.prompt for q in questions]
+    return questions, choice_probabilities(model, tokenizer, prompts, choices)
+
+
+@pytest.mark.parametrize("split", world.SPLITS)
+def test_the_target_hedges_where_nothing_says_which_dialect(split):
+    questions, belief = target_belief(split)
     share = {}
     for dialect in world.DIALECTS:
         place = torch.tensor([q.choices.index(q.answers[dialect]) for q in questions])
@@ -72,10 +78,7 @@ def test_the_target_hedges_where_nothing_says_which_dialect(split):
 @pytest.mark.parametrize("split", world.SPLITS)
 def test_the_checkpoints_belong_to_this_world(split):
     """A question's leaning is what the training documents make it, so neither changed alone."""
-    model, tokenizer = demo.load("target")
-    questions = world.questions(split)
-    choices = [[f" {c}" for c in q.choices] for q in questions]
-    belief = choice_probabilities(model, tokenizer, [q.prompt for q in questions], choices)
+    questions, belief = target_belief(split)
     mentions = {d: world.fame(d) for d in world.DIALECTS}
     animals = [animal for animal in world.groups()[split] for _ in world.ATTRIBUTES]
     leaning, expected = [], []

@@ -122,6 +122,14 @@ def test_an_explicit_backend_is_never_replaced(monkeypatch):
         ops.steer_add(torch.zeros(1, 1, 2), torch.zeros(2))
 
 
+def test_auto_takes_no_kernel_to_a_device_it_was_never_run_on():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert ops.choose("steer_add", "auto", cpu, torch.float32) is native.steer_add
+    for operation in ("steer_add", "laplace", "agop"):
+        chosen = ops.choose(operation, "auto", gpu, torch.float32)
+        assert chosen is getattr(reference, operation)
+
+
 def test_laplace_is_its_formula():
     points = torch.randn(2, 9, 4).double()
     points[:, 3] = points[:, 5]  # a duplicate: zero distance, zero weight

@@ -170,6 +170,11 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Seed = 0,
+    revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    decoder_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    check_model: Annotated[bool, typer.Option(help="Refuse vectors of another model.")] = True,
     unsteered: Annotated[bool, typer.Option(help="Also without steering, to compare.")] = True,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
@@ -187,11 +192,17 @@ def generate(
     if temperature != 0 and not 1e-3 <= temperature <= 1e3:
         raise ValueError(f"temperature must be 0 or lie in 0.001..1000, came {temperature}")
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
-    network, tokenizer = load(model, device=device, dtype=_torch_dtype(dtype))
+    dtype = _torch_dtype(dtype)
+    network, tokenizer = load(model, device=device, dtype=dtype, revision=revision)
     sampling: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
     if temperature > 0:
         sampling["temperature"] = temperature
-    texts = _continue(network, tokenizer, text, loaded, strength, positions.value, sampling, seed)
+    options = {
+        "positions": positions.value,
+        "decoder_layers": decoder_layers,
+        "check_model": check_model,
+    }
+    texts = _continue(network, tokenizer, text, loaded, strength, options, sampling, seed)
     if not unsteered:
         texts.pop("unsteered")
     if as_json:
@@ -214,7 +225,7 @@ def inspect(
     _show(SteeringVectors.from_pretrained(folder), folder, as_json)
 
 
-def _continue(network, tokenizer, text, vectors, strength, positions, sampling, seed):
+def _continue(network, tokenizer, text, vectors, strength, options, sampling, seed):
     import torch
 
     from .steer import attach
@@ -224,7 +235,7 @@ def _continue(network, tokenizer, text, vectors, strength, positions, sampling, 
         raise ValueError("prompt must hold at least one token, came an empty text")
     inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
     texts = {}
-    with attach(network, vectors, positions=positions) as steering:
+    with attach(network, vectors, **options) as steering:
         for name, value in (("unsteered", 0.0), ("steered", strength)):
             steering.set(strength=value)
             torch.manual_seed(seed)

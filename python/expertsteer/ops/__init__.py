@@ -1,7 +1,7 @@
 """Check, choose, call: the one door to every operation and its backends.
 
-``backend="auto"`` takes the fastest implementation that serves the tensors; an explicit backend
-that cannot serve them raises `BackendError` with the reason.
+``backend="auto"`` takes the fastest proven implementation that serves the tensors; an explicit
+backend that cannot serve them raises `BackendError` with the reason.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ def _on_use(module: str, name: str) -> Callable:
     return call
 
 
-# Per operation, its implementations in the order in which "auto" tries them. The Triton kernels
-# come after the reference until a GPU has shown what they gain: ask for them by name.
+# Per operation, its implementations from the fastest to the definition.
 _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
-    "laplace": {"reference": reference.laplace, "triton": _on_use("triton_laplace", "laplace")},
-    "agop": {"reference": reference.agop, "triton": _on_use("triton_agop", "agop")},
+    "laplace": {"triton": _on_use("triton_laplace", "laplace"), "reference": reference.laplace},
+    "agop": {"triton": _on_use("triton_agop", "agop"), "reference": reference.agop},
     "gaussian_information": {"reference": reference.gaussian_information},
 }
 
@@ -55,6 +54,11 @@ _WHY_NOT = {
 }
 
 
+# Where a backend has been run and measured: "auto" takes it nowhere else. No kernel here has met a
+# GPU yet, so on one they serve only when asked for by name.
+_PROVEN_ON = {"native": ("cpu",), "triton": ()}
+
+
 class BackendError(ValueError):
     """The backend asked for by name cannot serve the call."""
 
@@ -71,6 +75,8 @@ def choose(operation: str, backend: str, device: torch.device, dtype: torch.dtyp
     if backend == "auto":
         reasons = {}
         for name, implementation in offered.items():
+            if device.type not in _PROVEN_ON.get(name, (device.type,)):
+                continue
             reason = _WHY_NOT[name](device, dtype)
             if reason is None:
                 if native.MISSING in reasons.values():

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# One tile size that compiles without spills for every architecture checked (tests/test_aot.py).
+# One tile size that compiles without spills for every architecture checked (tests/test_triton.py).
 BLOCK_M, BLOCK_N, BLOCK_K = 64, 64, 32
 WARPS, STAGES = 8, 2
 

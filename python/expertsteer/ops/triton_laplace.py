@@ -1,8 +1,7 @@
 """Fused Laplace kernel: from a Gram matrix to K and W in one pass over symmetric tiles.
 
-`reference.laplace` makes five n x n temporaries; this reads one tile of P and its two stretches of
-the diagonal, and writes K and W, each tile together with its mirror image: 6 n^2 bytes read and
-written per output where the memory-bound chain needs many times that.
+`reference.laplace` passes over several n x n temporaries; this reads each upper tile of P once,
+with its two stretches of the diagonal, and writes K and W, each tile with its mirror image.
 """
 
 from __future__ import annotations
