@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 
+#include "rfm.h"
 #include "steer.h"
 
 namespace py = pybind11;
@@ -31,6 +33,51 @@ SteerAdd make_steer_add(std::uintptr_t hidden, int dtype, std::int64_t batch, st
                   mask_token_stride};
 }
 
+template <typename T>
+T* at(std::uintptr_t pointer) {
+  return reinterpret_cast<T*>(pointer);
+}
+
+// The passes of rfm.h in one type; `suffix` is the name torch gives it.
+template <typename T>
+void define_rfm(py::module_& m, const std::string& suffix) {
+  using Pointer = std::uintptr_t;
+  using Size = std::int64_t;
+  const py::call_guard<py::gil_scoped_release> released;
+  m.def(("median_distance_" + suffix).c_str(),
+        [](Pointer gram, Size n, int threads) {
+          return expertsteer::median_distance(at<const T>(gram), n, threads);
+        },
+        py::arg("gram"), py::arg("n"), py::arg("threads"), released);
+  m.def(("laplace_" + suffix).c_str(),
+        [](Pointer gram, Size n, T bandwidth, T eps, Pointer kernel, Pointer weights, int threads) {
+          expertsteer::laplace(at<const T>(gram), n, bandwidth, eps, at<T>(kernel), at<T>(weights),
+                               threads);
+        },
+        py::arg("gram"), py::arg("n"), py::arg("bandwidth"), py::arg("eps"), py::arg("kernel"),
+        py::arg("weights"), py::arg("threads"), released);
+  m.def(("gradient_transform_" + suffix).c_str(),
+        [](Pointer weights, Pointer alpha, Size n, Pointer transform, Pointer sums, int threads) {
+          expertsteer::gradient_transform(at<const T>(weights), at<const T>(alpha), n,
+                                          at<T>(transform), at<T>(sums), threads);
+        },
+        py::arg("weights"), py::arg("alpha"), py::arg("n"), py::arg("transform"), py::arg("sums"),
+        py::arg("threads"), released);
+  m.def(("outer_transform_" + suffix).c_str(),
+        [](Pointer weights, Pointer alpha, Pointer sums, Size n, Size outputs, Pointer square,
+           int threads) {
+          expertsteer::outer_transform(at<const T>(weights), at<const T>(alpha), at<const T>(sums),
+                                       n, outputs, at<T>(square), threads);
+        },
+        py::arg("weights"), py::arg("alpha"), py::arg("sums"), py::arg("n"), py::arg("outputs"),
+        py::arg("square"), py::arg("threads"), released);
+  m.def(("mirror_lower_" + suffix).c_str(),
+        [](Pointer matrix, Size n, int threads) {
+          expertsteer::mirror_lower(at<T>(matrix), n, threads);
+        },
+        py::arg("matrix"), py::arg("n"), py::arg("threads"), released);
+}
+
 }  // namespace
 
 #define EXPERTSTEER_STEER_ADD_ARGS                                                            \
@@ -54,6 +101,9 @@ PYBIND11_MODULE(_C, m) {
         expertsteer::steer_add_cpu(args);
       },
       EXPERTSTEER_STEER_ADD_ARGS);
+
+  define_rfm<float>(m, "float32");
+  define_rfm<double>(m, "float64");
 
 #ifdef EXPERTSTEER_WITH_CUDA
   m.attr("with_cuda") = true;

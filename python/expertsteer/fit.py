@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._rfm_parts import auc
 from .align import align_pairs
 from .artifacts import Alignment, HiddenStates, LayerPairing, require_same_examples
-from .rfm import RFM
+from .rfm import RFM, auc
 from .vectors import SteeringVectors, package_versions
 
 METHODS = ("rfm", "mean_difference", "pca", "logistic")
@@ -152,7 +151,7 @@ def _directions(
     """Unit directions ``[R, d_T]`` and the figures measured on the way, a list entry per pair."""
     y = labels.to(codes.dtype)
     if method == "rfm":
-        machine = RFM(**rfm.settings, backend=rfm.backend) if rfm else RFM()
+        machine = rfm.unfitted() if rfm else RFM()
         if not len(held):
             return machine.fit(codes, y).direction_, {"iteration": machine.best_iter_.tolist()}
         machine.fit(codes[:, train], y[train], codes[:, held], y[held])

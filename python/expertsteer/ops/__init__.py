@@ -16,7 +16,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import native, native_rfm, reference
+from .carry import Carry
 
 BACKENDS = ("auto", "reference", "triton", "native")
 
@@ -33,10 +34,42 @@ def _on_use(module: str, name: str) -> Callable:
 # Per operation, its implementations from the fastest to the definition.
 _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
-    "laplace": {"triton": _on_use("triton_laplace", "laplace"), "reference": reference.laplace},
-    "agop": {"triton": _on_use("triton_agop", "agop"), "reference": reference.agop},
+    "gram": {"native": native_rfm.gram, "reference": reference.gram},
+    "cross_gram": {"native": native_rfm.cross_gram, "reference": reference.cross_gram},
+    "inner": {"native": native_rfm.inner, "reference": reference.inner},
+    "gradient_rows": {
+        "triton": _on_use("triton_agop", "gradient_rows"),
+        "native": native_rfm.gradient_rows,
+        "reference": reference.gradient_rows,
+    },
+    "median_distance": {
+        "native": native_rfm.median_distance,
+        "reference": reference.median_distance,
+    },
+    "laplace": {
+        "triton": _on_use("triton_laplace", "laplace"),
+        "native": native_rfm.laplace,
+        "reference": reference.laplace,
+    },
+    "ridge_solve": {"native": native_rfm.ridge_solve, "reference": reference.ridge_solve},
+    "agop": {
+        "triton": _on_use("triton_agop", "agop"),
+        "native": native_rfm.agop,
+        "reference": reference.agop,
+    },
     "gaussian_information": {"reference": reference.gaussian_information},
 }
+# What the compiled extension does on CPUs only, whether or not it was built with CUDA.
+_CPU_ONLY = (
+    "gram",
+    "cross_gram",
+    "inner",
+    "gradient_rows",
+    "median_distance",
+    "laplace",
+    "ridge_solve",
+    "agop",
+)
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -47,11 +80,13 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype == torch.float32 else f"dtype {dtype} is not torch.float32"
 
 
-_WHY_NOT = {
-    "native": native.why_not,
-    "triton": _why_not_triton,
-    "reference": lambda device, dtype: None,
-}
+def _why_not(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if backend == "triton":
+        return _why_not_triton(device, dtype)
+    if backend == "native":
+        serves = native_rfm.why_not if operation in _CPU_ONLY else native.why_not
+        return serves(device, dtype)
+    return None
 
 
 # Where a backend has been run and measured: "auto" takes it nowhere else. No kernel here has met a
@@ -77,7 +112,7 @@ def choose(operation: str, backend: str, device: torch.device, dtype: torch.dtyp
         for name, implementation in offered.items():
             if device.type not in _PROVEN_ON.get(name, (device.type,)):
                 continue
-            reason = _WHY_NOT[name](device, dtype)
+            reason = _why_not(operation, name, device, dtype)
             if reason is None:
                 if native.MISSING in reasons.values():
                     _warn_once(f"{native.MISSING}. Serving {operation} from {name!r}.")
@@ -91,10 +126,20 @@ def choose(operation: str, backend: str, device: torch.device, dtype: torch.dtyp
             f"backend {backend!r} does not implement {operation}; choose 'auto' or one of "
             f"{tuple(offered)}"
         )
-    reason = _WHY_NOT[backend](device, dtype)
+    reason = _why_not(operation, backend, device, dtype)
     if reason is not None:
         raise BackendError(f"backend {backend!r} cannot serve {operation}: {reason}")
     return offered[backend]
+
+
+def operations() -> tuple[str, ...]:
+    """The names of all operations."""
+    return tuple(_IMPLEMENTATIONS)
+
+
+def backends_of(operation: str) -> tuple[str, ...]:
+    """The backends that implement ``operation``, the fastest first."""
+    return tuple(_IMPLEMENTATIONS[operation])
 
 
 @cache
@@ -125,7 +170,9 @@ def steer_add(
     return choose("steer_add", backend, hidden.device, hidden.dtype)(hidden, delta, mask)
 
 
-def laplace(gram: Tensor, bandwidth: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def laplace(
+    gram: Tensor, bandwidth: Tensor, sizes: Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Checked `reference.laplace`."""
     if gram.ndim != 3 or gram.shape[1] != gram.shape[2]:
         raise ValueError(f"gram must be [B, n, n], came {tuple(gram.shape)}")
@@ -133,18 +180,18 @@ def laplace(gram: Tensor, bandwidth: Tensor, *, backend: str = "auto") -> tuple[
         raise ValueError(
             f"bandwidth must be {gram.shape[0]} positive numbers, came {bandwidth.tolist()}"
         )
-    return choose("laplace", backend, gram.device, gram.dtype)(gram, bandwidth)
+    return choose("laplace", backend, gram.device, gram.dtype)(gram, bandwidth, sizes)
 
 
 def agop(
     gram: Tensor,
     weights: Tensor,
     alpha: Tensor,
-    right: Tensor | None = None,
-    centre: bool = False,
+    centre: Tensor | None = None,
+    sizes: Tensor | None = None,
     *,
     backend: str = "auto",
-) -> Tensor:
+) -> tuple[Tensor, Carry]:
     """Checked `reference.agop`."""
     batch, n, _ = gram.shape
     if weights.shape != gram.shape or alpha.shape[:2] != (batch, n) or alpha.ndim != 3:
@@ -152,7 +199,7 @@ def agop(
             f"gram and weights must be [B, n, n] and alpha [B, n, C], came {tuple(gram.shape)}, "
             f"{tuple(weights.shape)} and {tuple(alpha.shape)}"
         )
-    return choose("agop", backend, gram.device, gram.dtype)(gram, weights, alpha, right, centre)
+    return choose("agop", backend, gram.device, gram.dtype)(gram, weights, alpha, centre, sizes)
 
 
 def gaussian_information(x: Tensor, y: Tensor, *, backend: str = "auto") -> Tensor:

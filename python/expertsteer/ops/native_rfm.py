@@ -1,0 +1,234 @@
+"""The RFM's operations on a CPU: element-wise passes from the extension, products by halves.
+
+The leading batch is a loop: from a few hundred points
+on, one problem fills a processor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import native
+from .carry import Carry
+from .products import cholesky_solve, symmetric_lower, times_transposed
+
+_SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve tensors of that kind, or ``None`` when it can."""
+    if native.MISSING is not None:
+        return native.MISSING
+    if device.type != "cpu":
+        return f"device {device.type} is not a cpu"
+    return None if dtype in _SUFFIX else f"dtype {dtype} is neither torch.float32 nor torch.float64"
+
+
+def _extension(name: str, like: Tensor):
+    return getattr(native._C, f"{name}_{_SUFFIX[like.dtype]}")
+
+
+def _count(sizes: Tensor | None, b: int, n: int) -> int:
+    return n if sizes is None else int(sizes[b])
+
+
+def gram(points: Tensor) -> Tensor:
+    """`reference.gram`."""
+    return _mirrored(cross_gram(points, points))
+
+
+def cross_gram(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """`reference.cross_gram`, its lower triangle only."""
+    same = left is right
+    left = left.contiguous()
+    right = left if same else right.contiguous()
+    batch, n, _ = left.shape
+    out = left.new_empty(batch, n, n) if out is None else out
+    for b in range(batch):
+        a = left[b]
+        symmetric_lower(a, a if same else right[b], out[b])
+    return out
+
+
+def inner(rows: Tensor) -> Tensor:
+    """`reference.inner`."""
+    batch, outputs, n, d = rows.shape
+    out = rows.new_empty(batch, d, d)
+    for b in range(batch):
+        for c in range(outputs):
+            transposed = rows[b, c].T.contiguous()
+            if c == 0:
+                symmetric_lower(transposed, transposed, out[b])
+            else:
+                part = torch.empty_like(out[b])
+                symmetric_lower(transposed, transposed, part)
+                out[b] += part
+    return _mirrored(out)
+
+
+def _mirrored(matrices: Tensor) -> Tensor:
+    """The lower triangles copied onto the upper ones, in place."""
+    for matrix in matrices:
+        call = _extension("mirror_lower", matrix)
+        call(matrix.data_ptr(), len(matrix), torch.get_num_threads())
+    return matrices
+
+
+def median_distance(gram: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """`reference.median_distance` without its n x n temporaries."""
+    out = gram.new_empty(gram.shape[0])
+    for b, p in enumerate(gram):
+        count = _count(sizes, b, gram.shape[1])
+        p = p.contiguous() if count == gram.shape[1] else p[:count, :count].contiguous()
+        out[b] = _extension("median_distance", p)(p.data_ptr(), count, torch.get_num_threads())
+    return out
+
+
+def laplace(
+    gram: Tensor, bandwidth: Tensor, sizes: Tensor | None = None, eps: float = 1e-10
+) -> tuple[Tensor, Tensor]:
+    """`reference.laplace` in one pass, K by its lower triangle only."""
+    kernel, weights = torch.empty_like(gram), torch.empty_like(gram)
+    laplace_into(gram.contiguous(), bandwidth, sizes, kernel, weights, eps)
+    return kernel, weights
+
+
+def laplace_into(
+    gram: Tensor,
+    bandwidth: Tensor,
+    sizes: Tensor | None,
+    kernel: Tensor,
+    weights: Tensor | None,
+    eps: float = 1e-10,
+) -> None:
+    """`laplace` into contiguous buffers: K, which may replace ``gram``, and W unless ``None``."""
+    n = gram.shape[1]
+    call = _extension("laplace", gram)
+    for b in range(gram.shape[0]):
+        place = 0 if weights is None else weights[b].data_ptr()
+        pointers = (gram[b].data_ptr(), n, float(bandwidth[b]), eps, kernel[b].data_ptr(), place)
+        call(*pointers, torch.get_num_threads())
+        count = _count(sizes, b, n)
+        if count < n:
+            kernel[b, count:] = 0
+            kernel[b].diagonal()[count:] = 1
+            if weights is not None:
+                weights[b, count:] = 0
+                weights[b, :, count:] = 0
+
+
+def ridge_solve(kernel: Tensor, reg: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference.ridge_solve`, factorised in place of ``kernel``."""
+    alpha, failed = torch.empty_like(y), torch.zeros(len(kernel), dtype=torch.bool)
+    for b, k in enumerate(kernel):
+        k.diagonal().add_(float(reg[b]))
+        alpha[b], definite = cholesky_solve(k, y[b])
+        failed[b] = not definite
+    return alpha, failed | ~torch.isfinite(alpha).flatten(1).all(dim=1)
+
+
+def gradient_rows(
+    weights: Tensor,
+    alpha: Tensor,
+    right: Tensor,
+    centre: Tensor | None = None,
+    sizes: Tensor | None = None,
+    *,
+    scratch: Tensor | None = None,
+) -> Tensor:
+    """`reference.gradient_rows` through T itself, written to ``scratch`` (any ``[B, n, n]``)."""
+    weights, alpha = weights.contiguous(), alpha.contiguous()
+    batch, n, outputs = alpha.shape
+    scratch = torch.empty_like(weights) if scratch is None else scratch
+    sums = alpha.new_empty(n)
+    rows = []  # transposed, which is how their own products want them
+    for b in range(batch):
+        transposed = right[b].T.contiguous()
+        for c in range(outputs):
+            _transform(weights[b], alpha[b, :, c].contiguous(), scratch[b], sums)
+            rows.append(times_transposed(transposed, scratch[b]))
+    rows = _stacked(rows).view(batch, outputs, -1, n)  # [B, C, m, n]
+    for b in range(batch):
+        if centre is not None and bool(centre[b]):
+            count = _count(sizes, b, n)
+            mean = rows[b].sum(dim=(0, 2)) / (outputs * count)
+            rows[b, :, :, :count] -= mean.unsqueeze(-1)
+    return rows.mT
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _transform(weights: Tensor, alpha: Tensor, out: Tensor, sums: Tensor) -> None:
+    """T of one output and its row sums."""
+    pointers = (t.data_ptr() for t in (weights, alpha))
+    _extension("gradient_transform", weights)(
+        *pointers, len(weights), out.data_ptr(), sums.data_ptr(), torch.get_num_threads()
+    )
+
+
+def agop(
+    gram: Tensor,
+    weights: Tensor,
+    alpha: Tensor,
+    centre: Tensor | None = None,
+    sizes: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    scratch: Tensor | None = None,
+) -> tuple[Tensor, Carry]:
+    """`reference.agop`; ``out`` may be ``gram`` itself, ``scratch`` is any ``[B, n, n]`` buffer.
+
+    One output takes 3 n^3 operations (T P, and half of its symmetric product). Several take about
+    4 n^3 together, through the closed form of B, instead of 3 n^3 each.
+    """
+    gram, weights, alpha = gram.contiguous(), weights.contiguous(), alpha.contiguous()
+    out = torch.empty_like(gram) if out is None else out
+    scratch = torch.empty_like(gram) if scratch is None else scratch
+    sums = torch.empty_like(alpha)
+    maps = []  # (T P)^T or (B P)^T
+    step = _one_output if alpha.shape[2] == 1 else _several_outputs
+    for b in range(gram.shape[0]):
+        centred = centre is not None and bool(centre[b])
+        count = _count(sizes, b, gram.shape[1])
+        maps.append(
+            step(gram[b], weights[b], alpha[b], sums[b], scratch[b], out[b], centred, count)
+        )
+    _mirrored(out)
+    found = _stacked(maps).mT
+    if alpha.shape[2] == 1:
+        return out, Carry(weights, alpha, sums, centre, sizes, rows=found.unsqueeze(1))
+    return out, Carry(weights, alpha, sums, centre, sizes, product=found)
+
+
+def _one_output(gram, weights, alpha, sums, scratch, out, centred: bool, count: int) -> Tensor:
+    _transform(weights, alpha, scratch, sums)
+    rows = times_transposed(gram, scratch)  # (T P)^T, as P is symmetric
+    if centred:
+        rows[:, :count] -= rows.sum(dim=1, keepdim=True) / count
+    symmetric_lower(rows, rows, out)
+    return rows
+
+
+def _several_outputs(gram, weights, alpha, sums, scratch, out, centred: bool, count: int) -> Tensor:
+    n, outputs = alpha.shape
+    torch.mm(weights, alpha, out=sums)
+    symmetric_lower(weights, weights, scratch)
+    _extension("outer_transform", gram)(
+        weights.data_ptr(),
+        alpha.data_ptr(),
+        sums.data_ptr(),
+        n,
+        outputs,
+        scratch.data_ptr(),
+        torch.get_num_threads(),
+    )  # B
+    if centred:  # B - t t^T / (n C) with t = sum_c T_c^T 1
+        total = (sums - alpha * weights.sum(dim=1, keepdim=True)).sum(dim=1)
+        scratch.addr_(total, total, alpha=-1 / (count * outputs))
+    product = times_transposed(gram, scratch)  # (B P)^T
+    symmetric_lower(gram, product, scratch)
+    out.copy_(scratch)  # which may be the Gram matrix itself
+    return product

@@ -1,0 +1,88 @@
+"""One chunk of problems under every setting: what is shared, what is tried, what is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .collection import Kept, Part
+from .feature import FeatureFits
+from .fits import Fits
+from .gram import GramFits, Opening, Operations
+from .metrics import better
+from .plan import Plan
+from .problem import Problems, centre
+from .settings import Options, Setting
+from .streamed import StreamedFits
+
+
+def fit_part(
+    where: slice,
+    given: Problems,
+    held: Problems | None,
+    settings: tuple[Setting, ...],
+    options: Options,
+    operations: Operations,
+    plan: Plan,
+) -> Part:
+    """Fit every setting on the problems of a chunk; keep, per problem, the best on ``held``."""
+    points, mean = centre(given.X, given.sizes)
+    if held is not None:
+        held = Problems(held.X - mean, held.y, held.sizes)
+    if plan.regime == "gram":
+        shared = Opening(points, given.sizes, operations)
+        # On a GPU all settings run in lockstep, on a CPU one after the other in its caches.
+        groups = [settings] if points.is_cuda else [(s,) for s in settings]
+    else:
+        shared = points
+        groups = [(s,) for s in settings]
+    best = _Best(len(points), options.tuning_metric)
+    for group in groups:
+        if plan.regime == "gram":
+            fits: Fits = GramFits(shared, given.y, group, options)
+        elif plan.regime == "feature":
+            fits = FeatureFits(points, given, group[0], options, operations)
+        else:
+            fits = StreamedFits(points, given, group[0], options, operations, plan)
+        fits.run(held)
+        best.offer(fits, len(group))
+    return Part(where, mean, best.kept(), best.values(), best.chosen)
+
+
+class _Best:
+    """The fits that are the best so far for some problem; the others are let go."""
+
+    def __init__(self, problems: int, metric: str):
+        self.metric = metric
+        self.problems = problems
+        self.owner: list[tuple[Fits, int] | None] = [None] * problems  # fits, row in their batch
+        self.score = torch.full((problems,), -torch.inf, dtype=torch.float64)
+        self.chosen = torch.zeros(problems, dtype=torch.int64)
+        self.seen = 0
+        self.all: list[Tensor] = []
+
+    def offer(self, fits: Fits, settings: int) -> None:
+        if fits.metrics:
+            table = torch.stack(fits.metrics).view(len(fits.metrics), -1, settings)
+            self.all += [table[..., s] for s in range(settings)]
+        for s in range(settings):
+            for q in range(self.problems):
+                row = q * settings + s
+                value = 0.0
+                if fits.metrics:
+                    value = float(better(self.metric, table[:, q, s]).max())
+                if self.owner[q] is None or value > self.score[q]:
+                    self.owner[q], self.score[q] = (fits, row), value
+                    self.chosen[q] = self.seen + s
+        self.seen += settings
+
+    def kept(self) -> list[Kept]:
+        groups: dict[int, tuple[Fits, list[int], list[int]]] = {}
+        for q, (fits, row) in enumerate(self.owner):
+            _, problems, rows = groups.setdefault(id(fits), (fits, [], []))
+            problems.append(q)
+            rows.append(row)
+        return [Kept(f, torch.tensor(p), torch.tensor(r)) for f, p, r in groups.values()]
+
+    def values(self) -> Tensor | None:
+        return torch.stack(self.all) if self.all else None

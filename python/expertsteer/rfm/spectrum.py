@@ -1,0 +1,146 @@
+"""The leading eigenvectors of an RFM's metric from its n x n matrices alone.
+
+Every metric M_t lies in the row space of X, so its eigenvectors are ``X^T c``, and
+
+    M_{t+1} X^T c = X^T (B_0 P_0 B_1 P_1 ... B_t P_t c),      B_t = sum_c T_c^T T_c,
+
+a chain of n x n matrix-vector products (`Carry.apply`). Lanczos with full reorthogonalisation in
+the inner product ``<a, b> = a^T P_0 b`` (that of X^T a and X^T b) finds the largest eigenvalues;
+the d-dimensional vectors are formed once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .steps import Step
+
+
+class Directions(NamedTuple):
+    """Leading eigenvectors of the AGOP, the largest first.
+
+    Attributes:
+        vectors: ``[k, D]`` or ``[B, k, D]``, orthonormal.
+        eigenvalues: ``[k]`` or ``[B, k]``.
+        explained: their share of the AGOP's trace, ``[k]`` or ``[B, k]``.
+    """
+
+    vectors: Tensor
+    eigenvalues: Tensor
+    explained: Tensor
+
+
+def chain(steps: list[Step], depth: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """``c -> B_0 P_0 ... B_{b-1} P_{b-1} c`` for ``[B, n]``, b the depth of each problem.
+
+    Scaled, so that large states or labels overflow nowhere; also returns the logarithm ``[B]`` of
+    the factor by which the metric's eigenvalues exceed those of the map.
+    """
+    logs, scales = torch.zeros_like(steps[0].bandwidth, dtype=torch.float64), []
+    for t in range(int(depth.max())):
+        before, after = (s.diagonal.amax(dim=-1).double() for s in steps[t : t + 2])
+        rescale = 1.0 if steps[t].rescale is None else steps[t].rescale.double()
+        scales.append((after / before * rescale).to(steps[t].diagonal.dtype).view(-1, 1))
+        logs += torch.where(depth > t, (after / before).log(), 0.0)
+
+    def apply(c: Tensor) -> Tensor:
+        for t in reversed(range(len(scales))):
+            applied = steps[t].carry.apply(c.unsqueeze(-1)).squeeze(-1) / scales[t]
+            c = (
+                applied
+                if bool((depth > t).all())
+                else torch.where(depth.view(-1, 1) > t, applied, c)
+            )
+        return c
+
+    return apply, logs
+
+
+def log_trace(steps: list[Step], depth: Tensor) -> Tensor:
+    """Logarithm of the trace of ``M_depth``, ``[B]``: that of the n x n product of the chain."""
+    n = steps[0].diagonal.shape[1]
+    diagonal = steps[0].diagonal
+    rows = torch.eye(n, dtype=diagonal.dtype, device=diagonal.device).expand(len(diagonal), n, n)
+    logs = torch.zeros(len(diagonal), dtype=torch.float64, device=diagonal.device)
+    for t in range(int(depth.max())):
+        further = depth > t
+        following, _ = steps[t].carry.advance(rows)
+        size = following.abs().amax(dim=(1, 2))
+        rescale = 1.0 if steps[t].rescale is None else steps[t].rescale.double()
+        logs += torch.where(further, (size.double() / rescale).log(), 0.0)
+        rows = torch.where(further.view(-1, 1, 1), following / size.view(-1, 1, 1), rows)
+    return logs + rows.diagonal(dim1=-2, dim2=-1).double().sum(dim=-1).log()
+
+
+Map = Callable[[Tensor], Tensor]
+
+
+def lanczos(inner: Map, apply: Map, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest eigenpairs of a map, symmetric in the inner product of ``inner``.
+
+    Args:
+        inner: ``v -> P v`` on ``[B, n]`` with P positive semidefinite: the product is ``a^T P b``.
+        apply: the map on ``[B, n]``.
+        start: ``[B, n]``, a guess at the leading eigenvector.
+
+    Returns:
+        Coefficients ``[B, count, n]``, orthogonal in that inner product (zero where it has fewer
+        dimensions), and eigenvalues ``[B, count]``, the largest first.
+    """
+    batch, n = start.shape
+    count = min(count, n)
+    eps, tiny = torch.finfo(start.dtype).eps, torch.finfo(start.dtype).tiny
+
+    def measured(vector: Tensor) -> tuple[Tensor, Tensor]:
+        """``P v`` and the length of v in the inner product."""
+        image = inner(vector)
+        return image, (vector * image).sum(dim=-1).clamp(min=0).sqrt()
+
+    noise = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    vector = start / start.norm(dim=1, keepdim=True).clamp(min=tiny)
+    vector = vector + 0.1 * n**-0.5 * noise.to(start)  # a guess may be orthogonal to the answer
+    image, norm = measured(vector)
+    alive = norm > 0
+    basis, images, columns = [], [], []  # c_k, P_0 c_k, and <c_j, A c_k>
+    for k in range(n):
+        inverse = torch.where(alive, 1 / norm, 0.0).unsqueeze(-1)
+        basis.append(vector * inverse)
+        images.append(image * inverse)
+        vector, column = _orthogonal(apply(basis[-1]), basis, images)
+        columns.append(column)
+        image, norm = measured(vector)
+        # Where only rounding is left, the problem's Krylov space is exhausted.
+        alive = norm > 100 * eps * (column.square().sum(dim=-1) + norm.square()).sqrt()
+        if k + 1 < min(count + 1, n):
+            continue
+        values, ritz = torch.linalg.eigh(_projected(columns))
+        error = (norm * alive).unsqueeze(-1) * ritz[:, -1, -count:].abs()
+        if bool((error <= eps**0.75 * values[:, -1:].abs()).all()):
+            break
+    coefficients = torch.einsum("kbn,bkm->bmn", torch.stack(basis), ritz[:, :, -count:])
+    return coefficients.flip(1), values[:, -count:].flip(1)
+
+
+def _projected(columns: list[Tensor]) -> Tensor:
+    """The symmetric k x k matrix whose upper triangle came column by column."""
+    k = len(columns)
+    matrix = columns[0].new_zeros(columns[0].shape[0], k, k)
+    for j, column in enumerate(columns):
+        matrix[:, : j + 1, j] = column
+        matrix[:, j, : j + 1] = column
+    return matrix
+
+
+def _orthogonal(vector: Tensor, basis: list, images: list) -> tuple[Tensor, Tensor]:
+    """``vector`` less its parts along ``basis``, and those parts ``[B, k]``."""
+    kept, seen = torch.stack(basis), torch.stack(images)
+    total = 0
+    for _ in range(2):  # twice is enough to reach working precision
+        overlap = torch.einsum("kbn,bn->bk", seen, vector)
+        vector = vector - torch.einsum("bk,kbn->bn", overlap, kept)
+        total = total + overlap
+    return vector, total
