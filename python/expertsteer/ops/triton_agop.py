@@ -1,9 +1,9 @@
 """Fused AGOP: the gradient rows ``T P`` with T built on the fly, and their symmetric product.
 
-``T_c P = (W alpha_c) o P - W (alpha_c o P)`` is one matrix product whose right factor is scaled as
-it is loaded; ``sum_c (T_c P)^T (T_c P)`` is computed on upper tiles only and written with its
-mirror image. Dots run in ``tf32x3`` (single precision out of three tensor-core passes) on devices
-that have it and in ``ieee`` elsewhere, never in plain tf32.
+``T_c = diag(W alpha_c) - W diag(alpha_c)`` never reaches memory: the tiles of W are scaled as they
+are loaded, and their row sums, which make up the diagonal, are taken on the way. W = K / (L D)
+carries the distances and the kernel in one array: one load instead of two. The sum of outer
+products is computed on upper tiles only, each written with its mirror image.
 """
 
 from __future__ import annotations
@@ -13,18 +13,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# One tile size that compiles without spills for every architecture checked (tests/test_triton.py).
-BLOCK_M, BLOCK_N, BLOCK_K = 64, 64, 32
-WARPS, STAGES = 8, 2
+from ._triton import (
+    Tile,
+    choose_tile,
+    dot_precision,
+    grouped_tile,
+    launch,
+    store_mirrored,
+    upper_decides,
+    upper_tile,
+    valid_points,
+)
+
+ROW_TILES = (Tile(32, 32, 4, 2), Tile(64, 64, 8, 2), Tile(128, 64, 8, 2))
+# Square, because a tile has to hold its own mirror image on the diagonal.
+PRODUCT_TILES = (Tile(32, 32, 4, 2), Tile(64, 64, 8, 2), Tile(128, 128, 8, 2))
 
 
 @triton.jit
 def gradient_rows_kernel(
     weights,  # [B, n, n] fp32
     alpha,  # [B, n, C] fp32
-    row_sums,  # [B, n, C] fp32: W alpha
     right,  # [B, n, m] fp32
+    sizes,  # [B] int, or None
     rows_out,  # [B, C, n, m] fp32, written
+    row_sums,  # [B, n, C] fp32, written: W alpha
     n,
     m,
     outputs,
@@ -33,127 +46,212 @@ def gradient_rows_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    problem = (tl.program_id(2) // outputs).to(tl.int64)
-    output = tl.program_id(2) % outputs
-    i = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    j = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    weights += problem * n * n
-    right += problem * n * m
-    per_output = problem * n * outputs + output
+    # The outputs of one tile run next to each other: they read the same W and P.
+    output, tile = tl.program_id(0) % outputs, tl.program_id(0) // outputs
+    row_tiles, column_tiles = tl.cdiv(n, BLOCK_M), tl.cdiv(m, BLOCK_N)
+    tiles = row_tiles * column_tiles
+    row_tile, column_tile = grouped_tile(tile % tiles, row_tiles, column_tiles)
+    # 64 bits to the tile's corner: a batch of Gram matrices passes 2^31 entries long before it
+    # fills a GPU. 32 bits within the tile: one register an offset instead of two.
+    problem = (tile // tiles).to(tl.int64)
+    row, column = row_tile.to(tl.int64) * BLOCK_M, column_tile.to(tl.int64) * BLOCK_N
+    i, j, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    size = valid_points(sizes, problem, n)
+    row_in, column_in = i < size - row, j < m - column
+
+    weights += (problem * n + row) * n
+    right += problem * n * m + column
+    alpha += problem * n * outputs + output
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(0, n, BLOCK_K):
-        k = (start + tl.arange(0, BLOCK_K)).to(tl.int64)
+    sums = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for start in range(0, size, BLOCK_K):
+        first = tl.cast(start, tl.int64)
+        k_in = k < size - start
         w = tl.load(
-            weights + i[:, None] * n + k[None, :],
-            mask=(i[:, None] < n) & (k[None, :] < n),
+            weights + first + (i[:, None] * n + k[None, :]),
+            mask=row_in[:, None] & k_in[None, :],
             other=0.0,
         )
-        scale = tl.load(alpha + per_output + k * outputs, mask=k < n, other=0.0)
+        w *= tl.load(alpha + first * outputs + k * outputs, mask=k_in, other=0.0)[None, :]
         r = tl.load(
-            right + k[:, None] * m + j[None, :],
-            mask=(k[:, None] < n) & (j[None, :] < m),
+            right + first * m + (k[:, None] * m + j[None, :]),
+            mask=k_in[:, None] & column_in[None, :],
             other=0.0,
         )
-        total += tl.dot(w, scale[:, None] * r, input_precision=PRECISION)
-    inside = (i[:, None] < n) & (j[None, :] < m)
-    own = tl.load(right + i[:, None] * m + j[None, :], mask=inside, other=0.0)
-    sums = tl.load(row_sums + per_output + i * outputs, mask=i < n, other=0.0)
-    place = (problem * outputs + output) * n * m + i[:, None] * m + j[None, :]
-    tl.store(rows_out + place, sums[:, None] * own - total, mask=inside)
+        sums += tl.sum(w, axis=1)
+        total = tl.dot(w, r, total, input_precision=PRECISION)
+
+    # Padded rows are written too, as zeros: what is read for them is zero.
+    offsets = i[:, None] * m + j[None, :]
+    own = tl.load(right + row * m + offsets, mask=row_in[:, None] & column_in[None, :], other=0.0)
+    written = i < n - row
+    rows_out += ((problem * outputs + output) * n + row) * m + column
+    inside = written[:, None] & column_in[None, :]
+    tl.store(rows_out + offsets, sums[:, None] * own - total, mask=inside)
+    if column_tile == 0:
+        row_sums += (problem * n + row) * outputs + output
+        tl.store(row_sums + i * outputs, sums, mask=written)
 
 
 @triton.jit
 def symmetric_product_kernel(
-    rows,  # [B, R, n] fp32, R = outputs * n
+    rows,  # [B, R, n] fp32
+    sizes,  # [B] int, or None
     out,  # [B, n, n] fp32, written
-    n,
     rows_count,
-    BLOCK_M: tl.constexpr,
+    n,
+    BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    if tl.program_id(1) < tl.program_id(0):  # the mirror image writes it
-        return
-    problem = tl.program_id(2).to(tl.int64)
-    i = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    j = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    tiles = tl.cdiv(n, BLOCK)
+    tiles = tiles * (tiles + 1) // 2
+    row_tile, column_tile = upper_tile(tl.program_id(0) % tiles)
+    problem = (tl.program_id(0) // tiles).to(tl.int64)
+    row, column = row_tile.to(tl.int64) * BLOCK, column_tile.to(tl.int64) * BLOCK
+    here, k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
+    size = valid_points(sizes, problem, n)
+    row_in, column_in = here < size - row, here < size - column
+
     rows += problem * rows_count * n
-    total = tl.zeros((BLOCK_M, BLOCK_M), dtype=tl.float32)
-    for start in range(0, rows_count, BLOCK_K):
-        k = (start + tl.arange(0, BLOCK_K)).to(tl.int64)
+    total = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    # A tile whose columns are all padding adds up nothing.
+    count = tl.where(column < size, rows_count, 0)
+    for start in range(0, count, BLOCK_K):
+        first = rows + tl.cast(start, tl.int64) * n
+        k_in = k < rows_count - start
         left = tl.load(
-            rows + k[None, :] * n + i[:, None],
-            mask=(k[None, :] < rows_count) & (i[:, None] < n),
+            first + row + (here[:, None] + k[None, :] * n),
+            mask=row_in[:, None] & k_in[None, :],
             other=0.0,
         )
         right = tl.load(
-            rows + k[:, None] * n + j[None, :],
-            mask=(k[:, None] < rows_count) & (j[None, :] < n),
+            first + column + (k[:, None] * n + here[None, :]),
+            mask=k_in[:, None] & column_in[None, :],
             other=0.0,
         )
-        total += tl.dot(left, right, input_precision=PRECISION)
-    if tl.program_id(1) == tl.program_id(0):  # a dot need not round (a, b) and (b, a) alike
-        total = 0.5 * (total + tl.trans(total))
-    out += problem * n * n
-    inside = (i[:, None] < n) & (j[None, :] < n)
-    flipped = (j[:, None] < n) & (i[None, :] < n)
-    tl.store(out + i[:, None] * n + j[None, :], total, mask=inside)
-    if tl.program_id(1) > tl.program_id(0):
-        tl.store(out + j[:, None] * n + i[None, :], tl.trans(total), mask=flipped)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+    if row_tile == column_tile:  # a dot need not round (i, j) and (j, i) alike
+        total = upper_decides(total, BLOCK)
+    store_mirrored(out + problem * n * n, total, row_tile, column_tile, n, BLOCK)
 
 
-def _precision(device: torch.device) -> str:
-    tensor_cores = device.type == "cuda" and torch.version.hip is None
-    return "tf32x3" if tensor_cores and torch.cuda.get_device_capability(device)[0] >= 8 else "ieee"
+def gradient_rows(
+    weights: Tensor,
+    alpha: Tensor,
+    right: Tensor,
+    centre: bool = False,
+    sizes: Tensor | None = None,
+    config: Tile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``T_c right`` for every output c, and the row sums ``W alpha``, from one kernel.
 
+    ``-T_c X M`` holds the gradients of output c at the points, so ``right = P = X M X^T`` gives
+    their inner products with the points, and ``right = X M`` the gradients themselves.
 
-def gradient_rows(weights: Tensor, alpha: Tensor, right: Tensor, centre: bool) -> Tensor:
-    """`reference.gradient_rows` as one tensor ``[B, C, n, m]``."""
-    batch, n, outputs = alpha.shape
-    m = right.shape[2]
-    row_sums = (weights @ alpha).contiguous()
-    rows = torch.empty(batch, outputs, n, m, dtype=right.dtype, device=right.device)
-    grid = (triton.cdiv(n, BLOCK_M), triton.cdiv(m, BLOCK_N), batch * outputs)
-    gradient_rows_kernel[grid](
-        weights.contiguous(),
-        alpha.contiguous(),
-        row_sums,
-        right.contiguous(),
+    Args:
+        weights: ``[B, n, n]``; alpha: ``[B, n, C]``; right: ``[B, n, m]``; all float32.
+        centre: subtract the mean over outputs and valid points.
+        sizes: ``[B]`` integers; points from ``sizes[b]`` on are padding, whatever they hold: they
+            count for nothing and their rows are zero.
+        config: one of `ROW_TILES`; chosen from the shape unless given.
+
+    Returns:
+        Rows ``[B, C, n, m]`` and row sums ``[B, n, C]``, float32.
+    """
+    weights, alpha, right = weights.contiguous(), alpha.contiguous(), right.contiguous()
+    sizes = None if sizes is None else sizes.contiguous()
+    (batch, n, outputs), m = alpha.shape, right.shape[2]
+    rows, row_sums = right.new_empty(batch, outputs, n, m), torch.empty_like(alpha)
+    tile = config or choose_tile(ROW_TILES, n, m, batch * outputs)
+    launch(
+        gradient_rows_kernel,
+        batch * outputs * tile.count(n, m),
+        right,
+        weights,
+        alpha,
+        right,
+        sizes,
         rows,
+        row_sums,
         n,
         m,
         outputs,
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        BLOCK_K=BLOCK_K,
-        PRECISION=_precision(right.device),
-        num_warps=WARPS,
-        num_stages=STAGES,
+        PRECISION=dot_precision(right.device),
+        **tile.blocks,
+        **tile.options,
     )
     if centre:
+        _centre(rows, sizes)
+    return rows, row_sums
+
+
+def _centre(rows: Tensor, sizes: Tensor | None) -> None:
+    """Subtract, in place, the mean over outputs and valid points; padded rows stay zero."""
+    _, outputs, n, _ = rows.shape
+    if sizes is None:
         rows -= rows.mean(dim=(1, 2), keepdim=True)
-    return rows
+        return
+    count = (outputs * sizes).view(-1, 1, 1, 1).to(rows.dtype)
+    mean = rows.sum(dim=(1, 2), keepdim=True) / count  # [B, 1, 1, m]; padded rows add zero
+    valid = torch.arange(n, device=rows.device).view(1, 1, -1, 1) < sizes.view(-1, 1, 1, 1)
+    rows.addcmul_(mean, valid.to(rows.dtype), value=-1)
+
+
+def symmetric_product(
+    rows: Tensor, sizes: Tensor | None = None, config: Tile | None = None
+) -> Tensor:
+    """Sum of the outer products of the rows, ``rows^T rows``, symmetric to the last bit.
+
+    Args:
+        rows: ``[B, R, n]`` float32.
+        sizes: ``[B]`` integers; columns from ``sizes[b]`` on are padding, whatever they hold, and
+            zero in the product.
+        config: one of `PRODUCT_TILES`; chosen from the shape unless given.
+
+    Returns:
+        ``[B, n, n]`` float32.
+    """
+    rows = rows.contiguous()
+    batch, count, n = rows.shape
+    out = rows.new_empty(batch, n, n)
+    tile = config or choose_tile(PRODUCT_TILES, n, n, batch)
+    launch(
+        symmetric_product_kernel,
+        batch * tile.count_upper(n),
+        rows,
+        rows,
+        None if sizes is None else sizes.contiguous(),
+        out,
+        count,
+        n,
+        BLOCK=tile.rows,
+        BLOCK_K=tile.blocks["BLOCK_K"],
+        PRECISION=dot_precision(rows.device),
+        **tile.options,
+    )
+    return out
 
 
 def agop(
-    gram: Tensor, weights: Tensor, alpha: Tensor, right: Tensor | None = None, centre: bool = False
-) -> Tensor:
-    """`reference.agop` for float32; the default product is symmetric to the last bit."""
-    rows = gradient_rows(weights, alpha, gram, centre).flatten(1, 2)  # [B, C n, n]
-    if right is not None:
-        return rows.mT @ gradient_rows(weights, alpha, right, centre).flatten(1, 2)
-    batch, count, n = rows.shape
-    out = torch.empty_like(gram, memory_format=torch.contiguous_format)
-    tiles = triton.cdiv(n, BLOCK_M)
-    symmetric_product_kernel[(tiles, tiles, batch)](
-        rows,
-        out,
-        n,
-        count,
-        BLOCK_M=BLOCK_M,
-        BLOCK_K=BLOCK_K,
-        PRECISION=_precision(gram.device),
-        num_warps=WARPS,
-        num_stages=STAGES,
-    )
-    return out
+    gram: Tensor,
+    weights: Tensor,
+    alpha: Tensor,
+    centre: bool = False,
+    sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the recurrence, ``P <- sum_c (T_c P)^T (T_c P)``.
+
+    With ``M' = sum_c G_c^T G_c`` the average gradient outer product (unnormalised) and
+    ``G_c = -T_c X M``, this is ``X M' X^T``.
+
+    Args:
+        gram: ``[B, n, n]``, P; weights: ``[B, n, n]``; alpha: ``[B, n, C]``; all float32.
+        centre, sizes: as in `gradient_rows`; padded rows and columns of the result are zero.
+
+    Returns:
+        The next Gram matrix ``[B, n, n]``, symmetric to the last bit, the rows ``T_c P``
+        ``[B, C, n, n]`` and the row sums ``W alpha`` ``[B, n, C]``.
+    """
+    rows, row_sums = gradient_rows(weights, alpha, gram, centre, sizes)
+    return symmetric_product(rows.flatten(1, 2), sizes), rows, row_sums
