@@ -326,13 +326,12 @@ def signature(pointers, integers, eps=False):
     return types | dict.fromkeys(integers.split(), "i32") | ({"eps": "fp32"} if eps else {})
 
 
-def compilations():
-    """Every kernel in every configuration, optional arguments present: (kernel, types, constants,
-    launch options)."""
+def compilations(precisions):
+    """Every kernel in every configuration, with its types and constants, all arguments present."""
     types = signature("gram bandwidth sizes kernel weights distances", "n", eps=True)
     for tile in triton_laplace.GRAM_TILES:
         yield triton_laplace.laplace_kernel, types, {"BLOCK": tile.rows}, tile
-    for precision in PRECISIONS:
+    for precision in precisions:
         dot = {"BLOCK_K": _triton.BLOCK_K, "PRECISION": precision}
         pointers = "left right left_norms right_norms bandwidth sizes kernel weights"
         types = signature(pointers, "m n d", eps=True)
@@ -375,13 +374,20 @@ def compiled_usage(kernel, types, constants, tile, architecture, aligned, folder
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize("aligned", [False, True], ids=["any size", "multiples of 16"])
+@pytest.mark.parametrize(
+    ("aligned", "precisions"),
+    # The aligned variants use fewer registers and copy asynchronously; ieee runs on older devices.
+    [(False, PRECISIONS), (True, ("tf32x3",))],
+    ids=["any size", "multiples of 16"],
+)
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_every_configuration_compiles_without_spills(architecture, aligned, tmp_path, monkeypatch):
+def test_every_configuration_compiles_without_spills(
+    architecture, aligned, precisions, tmp_path, monkeypatch
+):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # triton warns where it is not stated
     spilling = []
-    for kernel, types, constants, tile in compilations():
+    for kernel, types, constants, tile in compilations(precisions):
         usage = compiled_usage(kernel, types, constants, tile, architecture, aligned, tmp_path)
         what = kernel.__name__, str(tile), constants.get("PRECISION"), constants.get("SYMMETRIC")
         print(architecture, aligned, *what, usage)

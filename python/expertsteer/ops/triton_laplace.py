@@ -26,7 +26,7 @@ from ._triton import (
 
 # Square, because a tile has to hold its own mirror image on the diagonal.
 GRAM_TILES = (Tile(32, 32, 4, 1), Tile(64, 64, 8, 1))
-POINT_TILES = (Tile(32, 32, 4, 2), Tile(64, 64, 8, 2))
+POINT_TILES = (Tile(32, 32, 4, 2), Tile(64, 64, 8, 3))
 
 
 @triton.jit
