@@ -27,9 +27,10 @@ needs_device = pytest.mark.skipif(
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 SIZES = [(1, 1, 1), (2, 2, 3), (3, 17, 2), (1, 63, 1), (2, 65, 2), (1, 130, 3)]  # B, n, C
 RAGGED = (65, [1, 40, 65])  # n, sizes
-LEAST_TESTS = 40  # of those that need a device
+LEAST_TESTS = 70  # of those that need a device
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this test starts that process")
 def test_kernels_under_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
@@ -221,26 +222,33 @@ def test_the_symmetric_product_is_its_formula(batch, n, outputs, tile):
 
 
 @needs_device
+@pytest.mark.parametrize(
+    "tiles", list(zip(triton_agop.ROW_TILES, triton_agop.PRODUCT_TILES)), ids=str
+)
 @pytest.mark.parametrize("centre", [False, True])
-def test_agop_ignores_the_padding(centre):
+def test_agop_ignores_the_padding(centre, tiles):
     n, sizes = RAGGED
     _, gram, bandwidth, alpha = problem(len(sizes), n, 2)
     weights = exact_laplace(gram, bandwidth)[1].float()
     counts = torch.tensor(sizes, device=DEVICE)
-    padded = [t.clone() for t in (gram, weights, alpha)]
+    padded = [t.clone() for t in (weights, alpha, gram)]
     for b, size in enumerate(sizes):
         for tensor in padded:
             tensor[b, size:] = float("nan")
-        padded[0][b, :, size:] = padded[1][b, :, size:] = float("nan")
-    following, rows, sums = triton_agop.agop(*padded, centre, counts)
+        padded[0][b, :, size:] = padded[2][b, :, size:] = float("nan")
+    rows, sums = triton_agop.gradient_rows(*padded, centre, counts, config=tiles[0])
+    following = triton_agop.symmetric_product(rows.flatten(1, 2), counts, config=tiles[1])
     assert torch.equal(following, following.mT)
     for b, s in enumerate(sizes):
-        assert bool((following[b, s:] == 0).all()) and bool((sums[b, s:] == 0).all())
+        for zero in (rows[b, :, s:], sums[b, s:], following[b, s:], following[b, :, s:]):
+            assert bool((zero == 0).all())
         parts = weights[b : b + 1, :s, :s], alpha[b : b + 1, :s], gram[b : b + 1, :s, :s]
         expected = exact_rows(*parts, centre)
         assert_near(rows[b : b + 1, :, :s, :s], expected, 1e-5)
         assert_near(following[b, :s, :s], sum(r.mT @ r for r in expected[0]), 1e-5)
-        assert bool((rows[b, :, s:, :s] == 0).all())
+    step = triton_agop.agop(padded[2], *padded[:2], centre, counts)
+    for got, part in zip(step, (following, rows, sums)):
+        assert_near(got.nan_to_num(), part.nan_to_num().double(), 1e-5)
 
 
 @needs_device
@@ -394,3 +402,14 @@ def test_every_configuration_compiles_without_spills(
         if usage["LOCAL"] or usage["STACK"] or not 0 < usage["REG"] <= 255:
             spilling.append((*what, usage))
     assert not spilling
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+def test_the_kernels_compile_without_their_optional_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    for kernel, types, constants, tile in compilations(("tf32x3",)):
+        if tile.rows == 32:
+            absent = {name: None for name in ("sizes", "distances") if name in types}
+            usage = compiled_usage(kernel, types, constants | absent, tile, 90, False, tmp_path)
+            assert usage["LOCAL"] == usage["STACK"] == 0, (kernel.__name__, usage)

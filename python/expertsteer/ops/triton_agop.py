@@ -81,13 +81,14 @@ def gradient_rows_kernel(
         sums += tl.sum(w, axis=1)
         total = tl.dot(w, r, total, input_precision=PRECISION)
 
-    # Padded rows are written too, as zeros: what is read for them is zero.
     offsets = i[:, None] * m + j[None, :]
     own = tl.load(right + row * m + offsets, mask=row_in[:, None] & column_in[None, :], other=0.0)
+    # Padded rows are written as zeros, even where the columns of ``right`` are not numbers.
+    value = tl.where(row_in[:, None], sums[:, None] * own - total, 0.0)
     written = i < n - row
     rows_out += ((problem * outputs + output) * n + row) * m + column
     inside = written[:, None] & column_in[None, :]
-    tl.store(rows_out + offsets, sums[:, None] * own - total, mask=inside)
+    tl.store(rows_out + offsets, value, mask=inside)
     if column_tile == 0:
         row_sums += (problem * n + row) * outputs + output
         tl.store(row_sums + i * outputs, sums, mask=written)
@@ -192,10 +193,10 @@ def _centre(rows: Tensor, sizes: Tensor | None) -> None:
     if sizes is None:
         rows -= rows.mean(dim=(1, 2), keepdim=True)
         return
-    count = (outputs * sizes).view(-1, 1, 1, 1).to(rows.dtype)
-    mean = rows.sum(dim=(1, 2), keepdim=True) / count  # [B, 1, 1, m]; padded rows add zero
-    valid = torch.arange(n, device=rows.device).view(1, 1, -1, 1) < sizes.view(-1, 1, 1, 1)
-    rows.addcmul_(mean, valid.to(rows.dtype), value=-1)
+    count = (outputs * sizes.clamp(min=1)).view(-1, 1, 1, 1)
+    rows -= rows.sum(dim=(1, 2), keepdim=True) / count  # padded rows add zero
+    padding = torch.arange(n, device=rows.device).view(1, 1, -1, 1) >= sizes.view(-1, 1, 1, 1)
+    rows.masked_fill_(padding, 0.0)
 
 
 def symmetric_product(
