@@ -178,7 +178,7 @@ def bench_gradient_rows(benchmark, shape, tile):
     gram, weights, alpha = agop_problem(*shape)
 
     def call():
-        return triton_agop.gradient_rows(weights, alpha, gram, config=tile)[0]
+        return triton_agop.rows_and_sums(weights, alpha, gram, config=tile)[0]
 
     expected = exact_rows(gram, weights, alpha)
     benchmark.extra_info["error"] = require_near(call()[:, 0], expected, SUMS)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expertsteer import ops
+from expertsteer import RFM, ops
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -203,7 +203,8 @@ def test_gradient_rows_are_their_formula(batch, n, outputs, tile):
     weights = exact_laplace(gram, bandwidth)[1].float()
     for right in (gram, torch.randn(batch, n, 9, device=DEVICE)):
         for centre in (False, True):
-            got, sums = triton_agop.gradient_rows(weights, alpha, right, centre, config=tile)
+            where = torch.full((batch,), centre, device=DEVICE)
+            got, sums = triton_agop.rows_and_sums(weights, alpha, right, where, config=tile)
             expected = exact_rows(weights, alpha, right, False)
             scale = float(expected.abs().max())
             expected = exact_rows(weights, alpha, right, centre)
@@ -236,7 +237,8 @@ def test_agop_ignores_the_padding(centre, tiles):
         for tensor in padded:
             tensor[b, size:] = float("nan")
         padded[0][b, :, size:] = padded[2][b, :, size:] = float("nan")
-    rows, sums = triton_agop.gradient_rows(*padded, centre, counts, config=tiles[0])
+    where = torch.full((len(sizes),), centre, device=DEVICE)
+    rows, sums = triton_agop.rows_and_sums(*padded, where, counts, config=tiles[0])
     following = triton_agop.symmetric_product(rows.flatten(1, 2), counts, config=tiles[1])
     assert torch.equal(following, following.mT)
     for b, s in enumerate(sizes):
@@ -246,8 +248,8 @@ def test_agop_ignores_the_padding(centre, tiles):
         expected = exact_rows(*parts, centre)
         assert_near(rows[b : b + 1, :, :s, :s], expected, 1e-5)
         assert_near(following[b, :s, :s], sum(r.mT @ r for r in expected[0]), 1e-5)
-    step = triton_agop.agop(padded[2], *padded[:2], centre, counts)
-    for got, part in zip(step, (following, rows, sums)):
+    step, carry = triton_agop.agop(padded[2], *padded[:2], where, counts)
+    for got, part in zip((step, carry.rows, carry.sums), (following, rows, sums)):
         assert_near(got.nan_to_num(), part.nan_to_num().double(), 1e-5)
 
 
@@ -269,6 +271,19 @@ def test_a_recurrence_on_the_kernels_is_the_recurrence():
 
 
 @needs_device
+@pytest.mark.parametrize("regime", ["gram", "feature"])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_whole_machine_runs_on_the_kernels(regime, outputs):
+    points = torch.randn(40, 8, device=DEVICE)
+    labels = (points[:, :outputs] * points[:, 1 : outputs + 1] > 0).float()
+    fast = RFM(backend="triton", regime=regime, center_grads=True).fit(points, labels)
+    exact = RFM(backend="reference", center_grads=True).fit(points.double(), labels.double())
+    assert float(fast.direction_.double() @ exact.direction_) > 1 - 1e-4
+    new = torch.randn(9, 8, device=DEVICE)
+    assert_near(fast.predict(new), exact.predict(new.double()), 1e-4)
+
+
+@needs_device
 def test_two_runs_give_equal_bits():
     points, gram, bandwidth, alpha = problem(2, 130, 2)
     norms = points.square().sum(dim=2)
@@ -276,7 +291,8 @@ def test_two_runs_give_equal_bits():
     same_bits(lambda: triton_laplace.laplace_symmetric_points(points, points, norms, bandwidth))
     same_bits(lambda: triton_laplace.laplace_points(points, points, norms, norms, bandwidth))
     _, weights = triton_laplace.laplace(gram, bandwidth)
-    same_bits(lambda: triton_agop.agop(gram, weights, alpha, True))
+    every = torch.ones(2, dtype=torch.bool, device=DEVICE)
+    same_bits(lambda: triton_agop.agop(gram, weights, alpha, every)[0])
 
 
 @needs_device
@@ -284,7 +300,7 @@ def test_an_empty_batch_is_served():
     empty = torch.zeros(0, 5, 5, device=DEVICE)
     kernel, weights = triton_laplace.laplace(empty, empty[:, 0, 0])
     assert kernel.shape == weights.shape == (0, 5, 5)
-    assert triton_agop.agop(empty, empty, empty[:, :, :2])[1].shape == (0, 2, 5, 5)
+    assert triton_agop.agop(empty, empty, empty[:, :, :2])[1].rows.shape == (0, 2, 5, 5)
 
 
 @triton.jit

@@ -36,7 +36,11 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
     "gram": {"native": native_rfm.gram, "reference": reference.gram},
     "cross_gram": {"native": native_rfm.cross_gram, "reference": reference.cross_gram},
-    "inner": {"native": native_rfm.inner, "reference": reference.inner},
+    "inner": {
+        "triton": _on_use("triton_agop", "inner"),
+        "native": native_rfm.inner,
+        "reference": reference.inner,
+    },
     "gradient_rows": {
         "triton": _on_use("triton_agop", "gradient_rows"),
         "native": native_rfm.gradient_rows,

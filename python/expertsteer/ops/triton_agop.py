@@ -24,6 +24,7 @@ from ._triton import (
     upper_tile,
     valid_points,
 )
+from .carry import Carry
 
 ROW_TILES = (Tile(32, 32, 4, 2), Tile(64, 64, 8, 2), Tile(128, 64, 8, 2))
 # Square, because a tile has to hold its own mirror image on the diagonal.
@@ -137,11 +138,11 @@ def symmetric_product_kernel(
     store_mirrored(out + problem * n * n, total, row_tile, column_tile, n, BLOCK)
 
 
-def gradient_rows(
+def rows_and_sums(
     weights: Tensor,
     alpha: Tensor,
     right: Tensor,
-    centre: bool = False,
+    centre: Tensor | None = None,
     sizes: Tensor | None = None,
     config: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -152,7 +153,7 @@ def gradient_rows(
 
     Args:
         weights: ``[B, n, n]``; alpha: ``[B, n, C]``; right: ``[B, n, m]``; all float32.
-        centre: subtract the mean over outputs and valid points.
+        centre: ``[B]`` bool, the problems whose mean over outputs and valid points is subtracted.
         sizes: ``[B]`` integers; points from ``sizes[b]`` on are padding, whatever they hold: they
             count for nothing and their rows are zero.
         config: one of `ROW_TILES`; chosen from the shape unless given.
@@ -182,19 +183,19 @@ def gradient_rows(
         **tile.blocks,
         **tile.options,
     )
-    if centre:
-        _centre(rows, sizes)
+    if centre is not None and bool(centre.any()):
+        _centre(rows, centre, sizes)
     return rows, row_sums
 
 
-def _centre(rows: Tensor, sizes: Tensor | None) -> None:
+def _centre(rows: Tensor, centre: Tensor, sizes: Tensor | None) -> None:
     """Subtract, in place, the mean over outputs and valid points; padded rows stay zero."""
     _, outputs, n, _ = rows.shape
+    points = n if sizes is None else sizes.clamp(min=1)
+    share = (centre / (outputs * points)).view(-1, 1, 1, 1)
+    rows -= rows.sum(dim=(1, 2), keepdim=True) * share  # padded rows add zero
     if sizes is None:
-        rows -= rows.mean(dim=(1, 2), keepdim=True)
         return
-    count = (outputs * sizes.clamp(min=1)).view(-1, 1, 1, 1)
-    rows -= rows.sum(dim=(1, 2), keepdim=True) / count  # padded rows add zero
     padding = torch.arange(n, device=rows.device).view(1, 1, -1, 1) >= sizes.view(-1, 1, 1, 1)
     rows.masked_fill_(padding, 0.0)
 
@@ -234,25 +235,30 @@ def symmetric_product(
     return out
 
 
+def gradient_rows(
+    weights: Tensor,
+    alpha: Tensor,
+    right: Tensor,
+    centre: Tensor | None = None,
+    sizes: Tensor | None = None,
+) -> Tensor:
+    """`reference.gradient_rows`."""
+    return rows_and_sums(weights, alpha, right, centre, sizes)[0]
+
+
+def inner(rows: Tensor) -> Tensor:
+    """`reference.inner`."""
+    return symmetric_product(rows.flatten(1, 2))
+
+
 def agop(
     gram: Tensor,
     weights: Tensor,
     alpha: Tensor,
-    centre: bool = False,
+    centre: Tensor | None = None,
     sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the recurrence, ``P <- sum_c (T_c P)^T (T_c P)``.
-
-    With ``M' = sum_c G_c^T G_c`` the average gradient outer product (unnormalised) and
-    ``G_c = -T_c X M``, this is ``X M' X^T``.
-
-    Args:
-        gram: ``[B, n, n]``, P; weights: ``[B, n, n]``; alpha: ``[B, n, C]``; all float32.
-        centre, sizes: as in `gradient_rows`; padded rows and columns of the result are zero.
-
-    Returns:
-        The next Gram matrix ``[B, n, n]``, symmetric to the last bit, the rows ``T_c P``
-        ``[B, C, n, n]`` and the row sums ``W alpha`` ``[B, n, C]``.
-    """
-    rows, row_sums = gradient_rows(weights, alpha, gram, centre, sizes)
-    return symmetric_product(rows.flatten(1, 2), sizes), rows, row_sums
+) -> tuple[Tensor, Carry]:
+    """`reference.agop`, symmetric to the last bit; padded rows and columns are zero."""
+    rows, sums = rows_and_sums(weights, alpha, gram, centre, sizes)
+    following = symmetric_product(rows.flatten(1, 2), sizes)
+    return following, Carry(weights, alpha, sums, centre, sizes, rows=rows)
