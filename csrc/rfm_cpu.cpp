@@ -20,8 +20,9 @@
 namespace expertsteer {
 namespace {
 
-constexpr std::int64_t kTile = 64;            // a 64 x 64 tile of doubles fits a level-1 cache
-constexpr std::int64_t kSerial = 4 << 20;     // entries below which other pools' spinning threads cost more
+constexpr std::int64_t kTile = 64;  // a 64 x 64 tile of doubles fits a level-1 cache
+constexpr std::int64_t kSerial =
+    4 << 20;  // entries below which other pools' spinning threads cost more
 
 // Calls `work(block)` for every block, handed out as threads become free.
 template <typename F>

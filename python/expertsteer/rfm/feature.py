@@ -19,7 +19,7 @@ from .metrics import better, score
 from .problem import Problems
 from .settings import Options, Setting, columns
 from .solve import solve_raising_ridge
-from .spectrum import Directions, lanczos
+from .spectrum import Directions, lanczos, noise_like
 
 
 class MetricFits(Fits):
@@ -83,7 +83,8 @@ class MetricFits(Fits):
 
     def directions(self, count: int, explained: bool = True) -> Directions:
         scale = self._agop.diagonal(dim1=-2, dim2=-1).amax(dim=-1).view(-1, 1)
-        start = (self.points.mT @ self._alpha[..., :1]).squeeze(-1)
+        towards = (self.points.mT @ self._alpha[..., :1]).squeeze(-1)
+        start = towards + noise_like(towards)
 
         def apply(vector: Tensor) -> Tensor:
             return (self._agop @ vector.unsqueeze(-1)).squeeze(-1) / scale

@@ -23,7 +23,7 @@ from .metrics import score
 from .problem import Problems
 from .settings import Options, Setting, columns
 from .solve import solve_raising_ridge
-from .spectrum import Directions, chain, lanczos, log_trace
+from .spectrum import Directions, chain, lanczos, log_trace, noise_like
 from .steps import Rows, Step, select
 
 
@@ -202,7 +202,9 @@ class GramFits(Fits):
         # M_b is the AGOP of fit b - 1; the identity has no direction, so fit 0 uses its own.
         depth = self.best.clamp(min=1)
         apply, logs = chain(self.steps, depth)
-        start = self.steps[0].alpha[..., 0]
+        # Through the map once, so that no coefficient is left where the metric sees nothing: a huge
+        # row would carry its rounding into the direction.
+        start = apply(self.steps[0].alpha[..., 0] + noise_like(self.steps[0].alpha[..., 0]))
         coefficients, values = lanczos(self._inner, apply, count, start)
         points = self.points
         joined = coefficients.reshape(len(points), -1, points.shape[1])

@@ -253,6 +253,7 @@ class RFM:
             d,
             outputs=given.y.shape[2],
             problems=batch,
+            settings=len(settings),
             iters=self.iters,
             normalize=self.normalize,
             dtype=given.X.dtype,

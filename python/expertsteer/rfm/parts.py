@@ -29,16 +29,12 @@ def fit_part(
     points, mean = centre(given.X, given.sizes)
     if held is not None:
         held = Problems(held.X - mean, held.y, held.sizes)
-    if plan.regime == "gram":
-        shared = Opening(points, given.sizes, operations)
-        # On a GPU all settings run in lockstep, on a CPU one after the other in its caches.
-        groups = [settings] if points.is_cuda else [(s,) for s in settings]
-    else:
-        shared = points
-        groups = [(s,) for s in settings]
+    shared = Opening(points, given.sizes, operations) if plan.regime == "gram" else None
+    step = plan.settings_at_once
+    groups = [settings[first : first + step] for first in range(0, len(settings), step)]
     best = _Best(len(points), options.tuning_metric)
     for group in groups:
-        if plan.regime == "gram":
+        if shared is not None:
             fits: Fits = GramFits(shared, given.y, group, options)
         elif plan.regime == "feature":
             fits = FeatureFits(points, given, group[0], options, operations)

@@ -33,8 +33,8 @@ class Plan:
         operations: floating-point operations of one problem, per regime.
         bytes: peak memory of one problem beside its data, per regime.
         memory_budget: bytes that may be used.
-        problems_at_once: problems in lockstep; 1 on a CPU, where one fills the cores and fits the
-            caches.
+        problems_at_once, settings_at_once: of a batch and of a grid, in lockstep; 1 on a CPU, where
+            one problem fills the cores and its matrices the caches.
         reason: why this regime, in a sentence.
     """
 
@@ -43,6 +43,7 @@ class Plan:
     bytes: dict[str, int]
     memory_budget: int
     problems_at_once: int
+    settings_at_once: int
     reason: str
 
 
@@ -52,6 +53,7 @@ def plan(
     *,
     outputs: int = 1,
     problems: int = 1,
+    settings: int = 1,
     iters: int = 3,
     normalize: str = "none",
     dtype: torch.dtype = torch.float32,
@@ -59,7 +61,8 @@ def plan(
     memory_budget: int | None = None,
     regime: str = "auto",
 ) -> Plan:
-    """The plan for ``problems`` problems of n points in d dimensions; ``regime`` overrides it.
+    """The plan for ``problems`` problems of n points in d dimensions, each under ``settings``
+    settings of a grid; ``regime`` overrides the choice.
 
     Raises:
         ValueError: an unknown regime, or one whose memory exceeds the budget.
@@ -82,10 +85,10 @@ def plan(
             f"points, memory_budget is {budget:,}; raise memory_budget"
             + ("" if regime == "streamed" else " or take regime='auto'")
         )
-    at_once = 1
-    if device.type == "cuda" and regime == "gram":
-        at_once = max(1, min(problems, budget // needed["gram"]))
-    return Plan(regime, operations, needed, budget, at_once, reason)
+    at_once = budget // needed[regime] if device.type == "cuda" and regime == "gram" else 1
+    settings_at_once = min(settings, max(1, at_once))
+    problems_at_once = max(1, min(problems, at_once // settings))
+    return Plan(regime, operations, needed, budget, problems_at_once, settings_at_once, reason)
 
 
 def default_memory_budget(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..artifacts import require_finite
 
-OUTLIER = 1e3  # lengths, in medians, beyond which a row may not decide where the centre lies
+OUTLIER = 8.0  # lengths, in medians, beyond which a row may not decide where the centre lies
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ def centre(X: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
     if sizes is not None:
         inside = (torch.arange(X.shape[1], device=X.device) < sizes.view(-1, 1)).unsqueeze(-1)
     mean, points = _about_mean(X, inside)
-    for _ in range(3):
+    for _ in range(4):  # one huge row out of n drags the mean, and with it all others, by 1/n
         length = torch.linalg.vector_norm(points, dim=-1, keepdim=True)  # [B, N, 1]
         length = length if inside is None else length.masked_fill(~inside, float("nan"))
         typical = length.nanmedian(dim=1, keepdim=True).values
         if not bool((length > OUTLIER * typical).any()):
             break
-        mean, points = _about_mean(X, length <= 10 * typical)
+        mean, points = _about_mean(X, length <= 2 * typical)
     points = points if inside is None else points * inside
     equal = length.nan_to_num(0, posinf=1).flatten(1).amax(dim=1) == 0
     if bool(equal.any()):

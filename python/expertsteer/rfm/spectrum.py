@@ -100,9 +100,7 @@ def lanczos(inner: Map, apply: Map, count: int, start: Tensor) -> tuple[Tensor, 
         image = inner(vector)
         return image, (vector * image).sum(dim=-1).clamp(min=0).sqrt()
 
-    noise = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     vector = start / start.norm(dim=1, keepdim=True).clamp(min=tiny)
-    vector = vector + 0.1 * n**-0.5 * noise.to(start)  # a guess may be orthogonal to the answer
     image, norm = measured(vector)
     alive = norm > 0
     basis, images, columns = [], [], []  # c_k, P_0 c_k, and <c_j, A c_k>
@@ -123,6 +121,14 @@ def lanczos(inner: Map, apply: Map, count: int, start: Tensor) -> tuple[Tensor, 
             break
     coefficients = torch.einsum("kbn,bkm->bmn", torch.stack(basis), ritz[:, :, -count:])
     return coefficients.flip(1), values[:, -count:].flip(1)
+
+
+def noise_like(guess: Tensor) -> Tensor:
+    """A tenth of each guess's length in a fixed random direction: a guess may be orthogonal to the
+    answer."""
+    n = guess.shape[1]
+    noise = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return 0.1 * n**-0.5 * guess.norm(dim=1, keepdim=True) * noise.to(guess)
 
 
 def _projected(columns: list[Tensor]) -> Tensor:
