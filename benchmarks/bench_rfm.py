@@ -1,53 +1,55 @@
-"""Fitting one steering direction: the n x n recurrence beside xRFM on the same data, same run.
+"""Fitting steering directions: the n x n recurrence beside its peers, same data, same run.
 
-    python -m pytest benchmarks/bench_rfm.py --benchmark-only
+    python -m pytest benchmarks/bench_rfm.py --benchmark-only    # small sizes
+    python benchmarks/table_rfm.py                               # the committed tables
 
-The direction must agree with xRFM's top eigenvector before a speed is reported.
+Each benchmark first checks predictions and direction, and reports no speed when they are wrong.
 """
 
 import pytest
 import torch
 
-import expertsteer as es
+import rfm_cases as cases
 
-xrfm = pytest.importorskip("xrfm.rfm_src.recursive_feature_machine")
-
-ITERS = 5
-
-
-def problem(n, d):
-    generator = torch.Generator().manual_seed(0)
-    X = torch.randn(n, d, generator=generator)
-    return X, (X[:, 0] * X[:, 1] + X[:, 2] > 0).float()
-
-
-def ours(X, y):
-    rfm = es.RFM(bandwidth=10.0, bandwidth_mode="constant", normalize="max", iters=ITERS)
-    return rfm.fit(X, y).direction_
-
-
-def peer(X, y):
-    rfm = xrfm.RFM("l2_high_dim", iters=ITERS, bandwidth=10.0, device="cpu", verbose=False)
-    rfm.fit(
-        (X, y[:, None]),
-        (X[:2], y[:2, None]),
-        reg=0.1,
-        solver="cholesky",
-        verbose=False,
-        early_stop_rfm=False,
-        return_best_params=False,
-    )
-    return torch.linalg.eigh(rfm.M).eigenvectors[:, -1]
+pytest.importorskip("xrfm")
+MACHINES = {
+    "expertsteer": cases.ours,
+    "xrfm l2_high_dim": cases.xrfm,
+    "plain torch": cases.Plain,
+}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("shape", [(500, 1024), (1000, 1024)], ids=str)
-@pytest.mark.parametrize("machine", [ours, peer], ids=["expertsteer", "xrfm"])
-def bench_direction(benchmark, machine, shape):
-    X, y = problem(*shape)
-    cosine = abs(float(ours(X, y) @ peer(X, y)))
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("shape", [(250, 1024), (500, 1024), (500, 2048)], ids=str)
+@pytest.mark.parametrize("mode", [cases.MEDIAN, cases.CONSTANT], ids=["median", "constant"])
+@pytest.mark.parametrize("machine", MACHINES)
+def bench_direction(benchmark, machine, mode, shape, outputs):
+    X, y = cases.problem(*shape, outputs)
+    peer = cases.xrfm if machine == "expertsteer" else MACHINES[machine]
+    benchmark.extra_info |= cases.gate(X, y, peer(X, y, mode), mode)
+    benchmark.group = f"{shape}, {outputs} outputs, {mode['bandwidth_mode']} bandwidth"
+    benchmark.pedantic(MACHINES[machine], args=(X, y, mode), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("regime", ["gram", "feature", "streamed"])
+@pytest.mark.parametrize("n", [256, 512, 1024, 2048])
+def bench_regimes(benchmark, regime, n):
+    """Where the cost model should change its mind: around n = 1.5 d = 768."""
+    X, y = cases.problem(n, 512)
+    exact = cases.ours(X.double(), y.double()).direction_
+    cosine = float(cases.ours(X, y, regime=regime).direction_.double() @ exact)
     if cosine < 0.999:
-        pytest.fail(f"the directions agree to a cosine of {cosine:.6f} only; no speed is reported")
-    benchmark.group = f"one direction, n x d = {shape}, {ITERS} iterations, float32"
-    benchmark.extra_info["cosine"] = cosine
-    benchmark.pedantic(machine, args=(X, y), rounds=5, warmup_rounds=1)
+        pytest.fail(f"the direction agrees to {cosine:.6f} only; no speed is reported")
+    benchmark.group = f"regimes, {n} points in 512 dimensions"
+    benchmark.pedantic(
+        cases.ours, args=(X, y), kwargs={"regime": regime}, rounds=5, warmup_rounds=1
+    )
+
+
+@pytest.mark.parametrize("n", [500, 1000])
+def bench_plain_product(benchmark, n):
+    """What a fit's operations are to be compared with."""
+    a = torch.randn(n, n)
+    benchmark.group = "plain matrix product"
+    benchmark.pedantic(torch.mm, args=(a, a), rounds=5, warmup_rounds=1)

@@ -36,6 +36,10 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
     "gram": {"native": native_rfm.gram, "reference": reference.gram},
     "cross_gram": {"native": native_rfm.cross_gram, "reference": reference.cross_gram},
+    "times_transposed": {
+        "native": native_rfm.times_transposed,
+        "reference": reference.times_transposed,
+    },
     "inner": {
         "triton": _on_use("triton_agop", "inner"),
         "native": native_rfm.inner,
@@ -67,6 +71,7 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
 _CPU_ONLY = (
     "gram",
     "cross_gram",
+    "times_transposed",
     "inner",
     "gradient_rows",
     "median_distance",

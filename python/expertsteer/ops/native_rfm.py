@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, products
 from .carry import Carry
-from .products import cholesky_solve, symmetric_lower, times_transposed
+from .products import cholesky_solve, symmetric_lower
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -49,6 +49,12 @@ def cross_gram(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor
         a = left[b]
         symmetric_lower(a, a if same else right[b], out[b])
     return out
+
+
+def times_transposed(left: Tensor, right: Tensor) -> Tensor:
+    """`reference.times_transposed`."""
+    pairs = zip(left.contiguous(), right.contiguous())
+    return _stacked([products.times_transposed(a, b) for a, b in pairs])
 
 
 def inner(rows: Tensor) -> Tensor:
@@ -147,7 +153,7 @@ def gradient_rows(
         transposed = right[b].T.contiguous()
         for c in range(outputs):
             _transform(weights[b], alpha[b, :, c].contiguous(), scratch[b], sums)
-            rows.append(times_transposed(transposed, scratch[b]))
+            rows.append(products.times_transposed(transposed, scratch[b]))
     rows = _stacked(rows).view(batch, outputs, -1, n)  # [B, C, m, n]
     for b in range(batch):
         if centre is not None and bool(centre[b]):
@@ -205,7 +211,7 @@ def agop(
 
 def _one_output(gram, weights, alpha, sums, scratch, out, centred: bool, count: int) -> Tensor:
     _transform(weights, alpha, scratch, sums)
-    rows = times_transposed(gram, scratch)  # (T P)^T, as P is symmetric
+    rows = products.times_transposed(gram, scratch)  # (T P)^T, as P is symmetric
     if centred:
         rows[:, :count] -= rows.sum(dim=1, keepdim=True) / count
     symmetric_lower(rows, rows, out)
@@ -228,7 +234,7 @@ def _several_outputs(gram, weights, alpha, sums, scratch, out, centred: bool, co
     if centred:  # B - t t^T / (n C) with t = sum_c T_c^T 1
         total = (sums - alpha * weights.sum(dim=1, keepdim=True)).sum(dim=1)
         scratch.addr_(total, total, alpha=-1 / (count * outputs))
-    product = times_transposed(gram, scratch)  # (B P)^T
+    product = products.times_transposed(gram, scratch)  # (B P)^T
     symmetric_lower(gram, product, scratch)
     out.copy_(scratch)  # which may be the Gram matrix itself
     return product

@@ -42,6 +42,11 @@ def cross_gram(left: Tensor, right: Tensor) -> Tensor:
     return (product + product.mT) / 2
 
 
+def times_transposed(left: Tensor, right: Tensor) -> Tensor:
+    """``left right^T`` of ``[B, m, k]`` and ``[B, n, k]``."""
+    return left @ right.mT
+
+
 def inner(rows: Tensor) -> Tensor:
     """``sum_c G_c^T G_c`` of ``[B, C, n, d]``, ``[B, d, d]``."""
     rows = rows.flatten(1, 2)

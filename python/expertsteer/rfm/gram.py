@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import native_rfm, reference
+from ..ops import native_rfm
 from .fits import Fits, require_gradients
 from .metrics import score
 from .problem import Problems
@@ -40,6 +40,7 @@ class Operations:
         self.laplace, self.agop = chosen("laplace"), chosen("agop")
         self.ridge_solve, self.gradient_rows = chosen("ridge_solve"), chosen("gradient_rows")
         self._cross_gram, self.inner = chosen("cross_gram"), chosen("inner")
+        self.times_transposed = chosen("times_transposed")
         self.reuses_buffers = self.laplace is native_rfm.laplace
 
     def cross_gram(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
@@ -89,7 +90,9 @@ class GramFits(Fits):
         if held is not None:
             rows = Rows(held.X, self.points).repeated(self.repeat)
             y_val, val_sizes = repeated(held.y, self.repeat), repeated(held.sizes, self.repeat)
-        gram, features = (repeated(t, self.repeat) for t in (self.opening.gram, self.points))
+        gram = repeated(self.opening.gram, self.repeat)
+        if self.options.normalize == "max":
+            seen = repeated(self.points.mT.contiguous(), self.repeat)  # (X M_t)^T
         kernel = torch.empty_like(gram)  # K, its factor, then T
         for t in range(self.options.iters + 1):
             step, weights = self._fit(t, gram, kernel)
@@ -102,7 +105,8 @@ class GramFits(Fits):
                 break
             gram, step.carry = self._agop(t, gram, weights, step.alpha, kernel)
             if self.options.normalize == "max":
-                features, step.rescale = self._normalised(step.carry, features)
+                last = t + 1 == self.options.iters
+                seen, step.rescale = self._normalised(step, seen, last)
                 gram = gram.div_(step.rescale.view(-1, 1, 1))
             self._require_gradients(gram)
             if rows is not None:
@@ -167,18 +171,28 @@ class GramFits(Fits):
         lost = ~(torch.isfinite(gram.diagonal(dim1=-2, dim2=-1)).all(dim=-1) & (largest > 0))
         require_gradients(lost, self.factor, self.options.bandwidth_mode)
 
-    def _normalised(self, carry: ops.Carry, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``X M_{t+1}`` and its divisor: M is positive semidefinite, so its largest entry lies on
-        the diagonal, which the gradient rows give without forming M."""
-        rows = reference.gradient_rows(
-            carry.weights, carry.alpha, features, self.centre, self.sizes
-        )  # [B, C, n, d]
-        largest = rows.square().sum(dim=(1, 2)).amax(dim=-1)  # [B]
+    def _normalised(self, step: Step, seen: Tensor, last: bool) -> tuple[Tensor | None, Tensor]:
+        """``(X M_{t+1})^T`` from ``(X M_t)^T [B, d, n]``, and what M_{t+1} was divided by.
+
+        M is positive semidefinite, so its largest entry lies on the diagonal, which the gradients
+        give without forming M.
+        """
+        carry = step.carry
+        rows = self.ops.gradient_rows(
+            carry.weights, carry.alpha, seen.mT, self.centre, self.sizes
+        ).mT  # (T_c X M)^T, [B, C, d, n]
+        lengths = torch.linalg.vector_norm(rows, dim=-1)  # [B, C, d]
+        largest = lengths.square().sum(dim=1).amax(dim=-1)  # [B]
         largest = largest.clamp(min=torch.finfo(largest.dtype).tiny)
+        if last:  # nobody asks for the next one
+            return None, largest
         if carry.product is not None:
-            following = carry.product.mT @ features
+            following = self.ops.times_transposed(seen, carry.product.mT)
         else:
-            following = sum(carry.rows[:, c].mT @ rows[:, c] for c in range(rows.shape[1]))
+            following = sum(
+                self.ops.times_transposed(rows[:, c], carry.rows[:, c].mT)
+                for c in range(rows.shape[1])
+            )
         return following.div_(largest.view(-1, 1, 1)), largest
 
     def predict(self, new: Tensor) -> Tensor:
