@@ -27,7 +27,7 @@ _PUBLIC = {
     "ContrastSetError": "contrast",
     "SteeringVectors": "vectors",
     "capture": "models",
-    "mutual_information": "pair",
+    "mutual_information": "information",
     "pair_layers": "pair",
     "RFM": "rfm",
     "fit_vectors": "fit",
@@ -79,8 +79,9 @@ if TYPE_CHECKING:
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
     from .contrast import ContrastSet, ContrastSetError
     from .fit import fit_vectors
+    from .information import mutual_information
     from .models import capture
-    from .pair import mutual_information, pair_layers
+    from .pair import pair_layers
     from .pipeline import ExpertSteer
     from .rfm import RFM
     from .steer import attach

@@ -249,19 +249,34 @@ _ALIGNMENT_TENSORS = (
 
 @dataclass(frozen=True, eq=False)
 class MutualInformation:
-    """Information between layers together with what chance alone would give.
+    """Information between layers, with what chance alone would give and how sure it is.
+
+    All tensors are ``[L_E, L_T]``, in nats unless said otherwise; ``None`` where not asked for.
 
     Attributes:
-        nats: ``[L_E, L_T]``.
-        floor: ``[L_E, L_T]``, the 95 % quantile over row permutations of one side.
-        z_score: ``[L_E, L_T]``, (nats - mean of the permutations) / their standard deviation.
+        nats: the estimate.
+        floor: the 95 % quantile over row permutations of one side.
+        z_score: (nats - mean of the permutations) / their standard deviation, a pure number.
         permutations: how many permutations the null holds.
+        low, high: 95 % interval over examples.
+        standard_error: over examples.
+        draws: how many draws of examples the interval holds.
+        shrinkage: share by which correlations were shrunk, 0 where the unbiased estimate exists.
+        estimator, examples, components: how it was made.
     """
 
     nats: Tensor
-    floor: Tensor
-    z_score: Tensor
-    permutations: int
+    floor: Tensor | None = None
+    z_score: Tensor | None = None
+    permutations: int = 0
+    low: Tensor | None = None
+    high: Tensor | None = None
+    standard_error: Tensor | None = None
+    draws: int = 0
+    shrinkage: Tensor | None = None
+    estimator: str = "gaussian"
+    examples: int | None = None
+    components: int | None = None
 
 
 class LayerPair(NamedTuple):

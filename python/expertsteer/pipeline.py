@@ -12,8 +12,9 @@ from .artifacts import Alignment, HiddenStates, LayerPairing, MutualInformation
 from .contrast import ContrastSet
 from .fit import METHODS as DIRECTIONS
 from .fit import fit_vectors
+from .information import ESTIMATORS, mutual_information
 from .models import capture, load
-from .pair import ESTIMATORS, RULES, mutual_information, pair_layers
+from .pair import RULES, pair_layers
 from .rfm import RFM
 from .vectors import SteeringVectors
 

@@ -16,9 +16,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import gaussian, native, reference, reference_mi
 
-BACKENDS = ("auto", "reference", "triton", "native")
+BACKENDS = ("auto", "reference", "triton", "native", "torch")
 
 
 def _on_use(module: str, name: str) -> Callable:
@@ -35,7 +35,10 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
     "laplace": {"triton": _on_use("triton_laplace", "laplace"), "reference": reference.laplace},
     "agop": {"triton": _on_use("triton_agop", "agop"), "reference": reference.agop},
-    "gaussian_information": {"reference": reference.gaussian_information},
+    "gaussian_information": {
+        "torch": gaussian.gaussian_information,
+        "reference": reference.gaussian_information,
+    },
 }
 
 
@@ -51,6 +54,7 @@ _WHY_NOT = {
     "native": native.why_not,
     "triton": _why_not_triton,
     "reference": lambda device, dtype: None,
+    "torch": lambda device, dtype: None,
 }
 
 
@@ -167,3 +171,8 @@ def gaussian_information(x: Tensor, y: Tensor, *, backend: str = "auto") -> Tens
             "more rows or ask for fewer components"
         )
     return choose("gaussian_information", backend, x.device, x.dtype)(x, y)
+
+
+def shrunk_gaussian_information(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference_mi.shrunk_gaussian_information`, for more components than rows can carry."""
+    return reference_mi.shrunk_gaussian_information(x, y)
