@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "ksg.h"
 #include "steer.h"
 
 namespace py = pybind11;
@@ -54,6 +55,29 @@ PYBIND11_MODULE(_C, m) {
         expertsteer::steer_add_cpu(args);
       },
       EXPERTSTEER_STEER_ADD_ARGS);
+
+  m.def(
+      "ksg_counts_cpu",
+      [](std::uintptr_t x, std::uintptr_t y, std::uintptr_t n_x, std::uintptr_t n_y,
+         std::int64_t layers_x, std::int64_t layers_y, std::int64_t rows, std::int64_t stride,
+         int k, int variant, int threads) {
+        if (stride % 16 != 0) throw std::invalid_argument("stride must be a multiple of 16");
+        const expertsteer::KsgCounts args{reinterpret_cast<const float*>(x),
+                                          reinterpret_cast<const float*>(y),
+                                          reinterpret_cast<std::int32_t*>(n_x),
+                                          reinterpret_cast<std::int32_t*>(n_y),
+                                          layers_x,
+                                          layers_y,
+                                          rows,
+                                          stride,
+                                          k,
+                                          variant};
+        py::gil_scoped_release release;
+        expertsteer::ksg_counts_cpu(args, threads);
+      },
+      py::arg("x"), py::arg("y"), py::arg("n_x"), py::arg("n_y"), py::arg("layers_x"),
+      py::arg("layers_y"), py::arg("rows"), py::arg("stride"), py::arg("k"), py::arg("variant"),
+      py::arg("threads"));
 
 #ifdef EXPERTSTEER_WITH_CUDA
   m.attr("with_cuda") = true;

@@ -13,6 +13,19 @@ def steer_add_cpu(
     mask_batch_stride: int,
     mask_token_stride: int,
 ) -> None: ...
+def ksg_counts_cpu(
+    x: int,
+    y: int,
+    n_x: int,
+    n_y: int,
+    layers_x: int,
+    layers_y: int,
+    rows: int,
+    stride: int,
+    k: int,
+    variant: int,
+    threads: int,
+) -> None: ...
 
 # Present only where `with_cuda` is true.
 def steer_add_cuda(

@@ -39,6 +39,7 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "torch": gaussian.gaussian_information,
         "reference": reference.gaussian_information,
     },
+    "ksg_counts": {"native": native.ksg_counts, "reference": reference_mi.ksg_counts},
 }
 
 
@@ -56,6 +57,14 @@ _WHY_NOT = {
     "reference": lambda device, dtype: None,
     "torch": lambda device, dtype: None,
 }
+
+
+# Operations that ask more of a backend than the rest.
+_WHY_NOT_FOR = {("ksg_counts", "native"): native.why_not_ksg}
+
+
+def _why_not(operation: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    return _WHY_NOT_FOR.get((operation, name), _WHY_NOT[name])(device, dtype)
 
 
 # Where a backend has been run and measured: "auto" takes it nowhere else. No kernel here has met a
@@ -81,7 +90,7 @@ def choose(operation: str, backend: str, device: torch.device, dtype: torch.dtyp
         for name, implementation in offered.items():
             if device.type not in _PROVEN_ON.get(name, (device.type,)):
                 continue
-            reason = _WHY_NOT[name](device, dtype)
+            reason = _why_not(operation, name, device, dtype)
             if reason is None:
                 if native.MISSING in reasons.values():
                     _warn_once(f"{native.MISSING}. Serving {operation} from {name!r}.")
@@ -95,7 +104,7 @@ def choose(operation: str, backend: str, device: torch.device, dtype: torch.dtyp
             f"backend {backend!r} does not implement {operation}; choose 'auto' or one of "
             f"{tuple(offered)}"
         )
-    reason = _WHY_NOT[backend](device, dtype)
+    reason = _why_not(operation, backend, device, dtype)
     if reason is not None:
         raise BackendError(f"backend {backend!r} cannot serve {operation}: {reason}")
     return offered[backend]
@@ -176,3 +185,59 @@ def gaussian_information(x: Tensor, y: Tensor, *, backend: str = "auto") -> Tens
 def shrunk_gaussian_information(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """`reference_mi.shrunk_gaussian_information`, for more components than rows can carry."""
     return reference_mi.shrunk_gaussian_information(x, y)
+
+
+KSG_TILE_BYTES = 256 * 2**20  # distances of all layers held at once
+
+
+def ksg_information(
+    x: Tensor, y: Tensor, k: int = 3, variant: int = 1, *, backend: str = "auto"
+) -> Tensor:
+    """Nearest-neighbour information of every pair of layers (Kraskov et al. 2004), in nats.
+
+    Args:
+        x: ``[L_x, n, r_x]`` and y: ``[L_y, n, r_y]`` float32, paired rows, as
+            `reference_mi.on_a_grid` gives them where counts must equal those of double precision.
+        k: neighbours; variant: 1 or 2.
+
+    Returns:
+        ``[L_x, L_y]`` float64. Memory: 256 MiB of distances, tile by tile of the rows, beside
+        ``8 L_x L_y`` bytes per row of the tile for the counts.
+    """
+    counts = choose("ksg_counts", backend, x.device, x.dtype)
+    n = x.shape[1]
+    per_row = 4 * (x.shape[0] + y.shape[0]) * n + 8 * x.shape[0] * y.shape[0]
+    rows = max(1, min(n, KSG_TILE_BYTES // per_row))
+    sums = torch.zeros(x.shape[0], y.shape[0], dtype=torch.float64, device=x.device)
+    for start in range(0, n, rows):
+        tile = range(start, min(n, start + rows))
+        distances = (reference_mi.max_norm_distances(codes, tile) for codes in (x, y))
+        n_x, n_y = _checked_counts(counts, *distances, k, variant)
+        sums += reference_mi.digamma_sums(n_x, n_y, n, variant)
+    return reference_mi.ksg_information(sums, n, k, variant)
+
+
+def ksg_counts(
+    x: Tensor, y: Tensor, k: int, variant: int = 1, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Checked `reference_mi.ksg_counts`."""
+    counts = choose("ksg_counts", backend, x.device, x.dtype)
+    return _checked_counts(counts, x, y, k, variant)
+
+
+def _checked_counts(
+    counts: Callable, x: Tensor, y: Tensor, k: int, variant: int
+) -> tuple[Tensor, Tensor]:
+    if x.ndim != 3 or y.ndim != 3 or x.shape[1:] != y.shape[1:] or x.dtype != y.dtype:
+        raise ValueError(
+            "x and y must be distances [layers, rows, n] of one dtype over the same points, came "
+            f"{tuple(x.shape)} of {x.dtype} and {tuple(y.shape)} of {y.dtype}"
+        )
+    if variant not in (1, 2):
+        raise ValueError(f"variant must be 1 or 2, came {variant!r}")
+    if not isinstance(k, int) or not 1 <= k < x.shape[2]:
+        raise ValueError(
+            f"k must be an integer between 1 and the number of other points, {x.shape[2] - 1}; "
+            f"came {k}"
+        )
+    return counts(x, y, k, variant)

@@ -5,8 +5,11 @@ The extension knows neither torch nor Python objects, so one wheel serves every 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 try:
     from .. import _C
@@ -63,3 +66,27 @@ def steer_add(hidden: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tens
     else:
         _C.steer_add_cpu(*arguments)
     return hidden
+
+
+def ksg_counts(x: Tensor, y: Tensor, k: int, variant: int) -> tuple[Tensor, Tensor]:
+    """`reference_mi.ksg_counts` on ``torch.get_num_threads()`` threads."""
+    rows, stride = x.shape[1], -(-x.shape[2] // 16) * 16
+    # Infinitely far points, which nobody counts, fill the last register of each row.
+    x, y = (pad(d, (0, stride - d.shape[2]), value=math.inf).contiguous() for d in (x, y))
+    n_x, n_y = (
+        torch.empty(x.shape[0], y.shape[0], rows, dtype=torch.int32, device=x.device)
+        for _ in range(2)
+    )
+    pointers = [t.data_ptr() for t in (x, y, n_x, n_y)]
+    sizes = x.shape[0], y.shape[0], rows, stride
+    _C.ksg_counts_cpu(*pointers, *sizes, k, variant, torch.get_num_threads())
+    return n_x, n_y
+
+
+def why_not_ksg(device: torch.device, dtype: torch.dtype) -> str | None:
+    """As `why_not`, for the neighbour counts: single precision, in the processor's memory."""
+    if _C is None:
+        return MISSING
+    if device.type != "cpu":
+        return f"device {device} is not the CPU"
+    return None if dtype == torch.float32 else f"dtype {dtype} is not torch.float32"
