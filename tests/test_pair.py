@@ -1,7 +1,12 @@
+import io
+from itertools import combinations, permutations
+
 import pytest
 import torch
+from rich.console import Console
 
 import expertsteer as es
+from expertsteer.heat import heat_map_text
 
 MATRIX = torch.tensor([[0.5, 0.1, 0.9], [0.2, 0.7, 0.3]])
 
@@ -46,3 +51,147 @@ def test_random_pairs_are_seeded_and_differ_between_seeds():
 def test_bad_pairing_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         es.pair_layers(MATRIX, **options)
+
+
+def total(pairing):
+    return sum(p.nats for p in pairing)
+
+
+def test_within_the_tolerance_the_lower_layers_win():
+    matrix = torch.tensor([[0.30, 0.21, 0.50], [0.20, 0.40, 0.22], [0.10, 0.90, 0.105]])
+    assert [p[:2] for p in es.pair_layers(matrix, k=2)] == [(2, 0), (2, 2)]
+    # .20, .21 and .22 are equal to .10 and so is .105, but .30 is not.
+    near = es.pair_layers(matrix, k=3, tolerance=0.15)
+    assert [p[:2] for p in near] == [(0, 1), (1, 0), (1, 2)]
+    noisy = torch.full((4, 4), 0.7) + 1e-12 * torch.randn(4, 4, dtype=torch.float64)
+    assert [p[:2] for p in es.pair_layers(noisy, k=3)] == [(0, 0), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("rule", ["lowest", "highest"])
+@pytest.mark.parametrize(("shape", "k"), [((4, 4), 4), ((5, 3), 2), ((3, 6), 3), ((4, 4), 1)])
+def test_unique_experts_are_the_best_assignment_of_all(rule, shape, k):
+    matrix = torch.rand(shape, dtype=torch.float64)
+    pairing = es.pair_layers(matrix, k=k, rule=rule, unique_experts=True)
+    assert len(set(pairing.expert_layers)) == len(set(pairing.target_layers)) == k
+    best = min if rule == "lowest" else max
+    every = [
+        sum(float(matrix[e, t]) for e, t in zip(experts, targets))
+        for experts in permutations(range(shape[0]), k)
+        for targets in combinations(range(shape[1]), k)
+    ]
+    assert total(pairing) == pytest.approx(best(every), abs=1e-8)
+    equal = es.pair_layers(torch.zeros(shape), k=k, rule=rule, unique_experts=True)
+    assert sorted(p[:2] for p in equal) == [(i, i) for i in range(k)]
+
+
+def test_random_pairs_may_be_unique_in_both():
+    pairing = es.pair_layers(torch.rand(6, 6), k=6, rule="random", unique_experts=True)
+    assert sorted(pairing.expert_layers) == sorted(pairing.target_layers) == list(range(6))
+
+
+def test_windows_bound_the_layers_by_name():
+    matrix = torch.arange(25.0).view(5, 5)
+    names = (2, 4, 6, 8, 10)
+    skipped = es.pair_layers(matrix, 3, expert_layers=names, skip_first=1, skip_last=1)
+    assert [p[:2] for p in skipped] == [(4, 1), (4, 2), (4, 3)]
+    window = es.pair_layers(
+        matrix, 1, expert_layers=names, expert_window=(5, 9), target_window=(3, 3)
+    )
+    assert [p[:2] for p in window] == [(6, 3)] and window.pairs[0].nats == 13.0
+    assert window.matrix.shape == (5, 5) and window.expert_axis == names
+    assert window.settings["expert_window"] == [6, 8]
+
+
+def test_the_held_out_effect_decides_among_the_shortlist():
+    matrix = torch.rand(6, 6, dtype=torch.float64)
+    asked = []
+
+    def effect(expert, target):
+        asked.append((expert, target))
+        return 10.0 * target - expert
+
+    pairing = es.pair_layers(
+        matrix, 2, "validated", effect=effect, shortlist=9, expert_layers=range(10, 16)
+    )
+    order = matrix.flatten().argsort()[: len(asked)].tolist()
+    assert [(e - 10, t) for e, t in asked] == [divmod(i, 6) for i in order] and len(asked) >= 9
+    best = sorted(asked, key=lambda pair: -(10 * pair[1] - pair[0]))
+    assert pairing.pairs[0][:2] == best[0]
+    assert pairing.pairs[1][:2] == next(p for p in best if p[1] != best[0][1])
+    assert [(e, t) for e, t, _ in pairing.effects] == asked
+    unique = es.pair_layers(matrix, 4, "validated", effect=effect, unique_experts=True)
+    assert len(set(unique.expert_layers)) == 4
+
+
+def test_a_shortlist_grows_until_it_holds_enough_target_layers():
+    matrix = torch.rand(4, 4, dtype=torch.float64)
+    matrix[:, 0] -= 2  # the lowest pairs share one target layer
+    pairing = es.pair_layers(matrix, 2, "validated", effect=lambda e, t: 0.0, shortlist=2)
+    assert len(pairing) == 2 and len(pairing.effects) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "validated"}, "effect must be given with rule='validated'"),
+        ({"effect": lambda e, t: 0.0}, "with no other"),
+        (
+            {"rule": "validated", "effect": lambda e, t: float("nan")},
+            "effect must be finite, came nan for layers 0 and 1",
+        ),
+        ({"rule": "validated", "effect": max, "shortlist": 1}, "at least k = 2 pairs, came 1"),
+        ({"rule": "validated", "effect": max, "shortlist_by": "mid"}, "shortlist_by must be"),
+        ({"skip_first": 2}, "leaves none of the layers"),
+        ({"skip_last": -1}, "skip_last must be a number"),
+        ({"target_window": (7, 9)}, r"target_window \(7, 9\) .* leaves none"),
+        ({"target_window": (0, 0)}, "number of target layers, 1; came 2"),
+        ({"k": 3, "unique_experts": True}, "number of expert layers, 2"),
+        ({"tolerance": -1.0}, "tolerance must be"),
+    ],
+)
+def test_bad_rules_and_windows_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        es.pair_layers(MATRIX, **({"k": 2} | options))
+
+
+def test_a_pairing_survives_a_round_trip(tmp_path):
+    pairing = es.pair_layers(
+        es.MutualInformation(MATRIX, floor=MATRIX / 2), 2, target_layers=(3, 5, 6)
+    )
+    pairing.save_pretrained(tmp_path)
+    back = es.LayerPairing.from_pretrained(tmp_path)
+    assert back.pairs == pairing.pairs and back.rule == "lowest"
+    assert torch.equal(back.matrix, pairing.matrix) and torch.equal(back.floor, pairing.floor)
+    assert (back.expert_axis, back.target_axis) == ((0, 1), (3, 5, 6))
+    assert back.settings == pairing.settings
+    by_hand = es.LayerPairing.same([1, 4])
+    by_hand.save_pretrained(tmp_path / "hand")
+    assert es.LayerPairing.from_pretrained(tmp_path / "hand").target_layers == (1, 4)
+    with pytest.raises(ValueError, match="expert_axis must name 2 layers"):
+        es.LayerPairing(pairing.pairs, matrix=MATRIX, expert_axis=(1, 2, 3))
+
+
+def shown(pairing):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(heat_map_text(pairing))
+    return console.export_text().splitlines()
+
+
+def test_a_small_heat_map_shows_numbers_and_marks_the_chosen_pairs():
+    lines = shown(es.pair_layers(MATRIX, 2, expert_layers=(4, 8), target_layers=(1, 2, 5)))
+    assert lines[0].strip() == "target layer" and lines[1].split() == ["expert", "1", "2", "5"]
+    assert lines[2].split() == ["4", "0.50", "[0.10]", "0.90"]
+    assert lines[3].split() == ["8", "[0.20]", "0.70", "0.30"]
+    assert "2 pairs by rule 'lowest'" in lines[4] and "0.10 to 0.90 nats" in lines[4]
+
+
+def test_a_large_heat_map_fits_a_terminal_and_keeps_its_marks():
+    matrix = torch.linspace(0, 1, 32 * 32).view(32, 32)
+    pairing = es.pair_layers(matrix, 3, "highest")
+    lines = shown(pairing)
+    assert max(map(len, lines[:34])) <= 80 and len(lines) >= 35
+    assert sum(line.count("◆") for line in lines[2:34]) == 3
+    assert lines[33].startswith("    31 ") and lines[33].endswith("◆ " * 3)
+    assert lines[1].split()[1:4] == ["0", "2", "4"]
+    with pytest.raises(ValueError, match="given by hand"):
+        heat_map_text(es.LayerPairing.same([1]))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._files import parsing, read_artifact, write_artifact
+from .pairing import LayerPair as LayerPair
+from .pairing import LayerPairing as LayerPairing
+from .pairing import MutualInformation as MutualInformation
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
@@ -245,86 +248,3 @@ _ALIGNMENT_TENSORS = (
     "reconstruction_error",
     "explained_variance",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class MutualInformation:
-    """Information between layers, with what chance alone would give and how sure it is.
-
-    All tensors are ``[L_E, L_T]``, in nats unless said otherwise; ``None`` where not asked for.
-
-    Attributes:
-        nats: the estimate.
-        floor: the 95 % quantile over row permutations of one side.
-        z_score: (nats - mean of the permutations) / their standard deviation, a pure number.
-        permutations: how many permutations the null holds.
-        low, high: 95 % interval over examples.
-        standard_error: over examples.
-        draws: how many draws of examples the interval holds.
-        shrinkage: share by which correlations were shrunk, 0 where the unbiased estimate exists.
-        estimator, examples, components: how it was made.
-    """
-
-    nats: Tensor
-    floor: Tensor | None = None
-    z_score: Tensor | None = None
-    permutations: int = 0
-    low: Tensor | None = None
-    high: Tensor | None = None
-    standard_error: Tensor | None = None
-    draws: int = 0
-    shrinkage: Tensor | None = None
-    estimator: str = "gaussian"
-    examples: int | None = None
-    components: int | None = None
-
-
-class LayerPair(NamedTuple):
-    """One intervention: expert layer, target layer, and their mutual information in nats."""
-
-    expert_layer: int
-    target_layer: int
-    nats: float
-
-
-@dataclass(frozen=True, eq=False)
-class LayerPairing:
-    """The chosen layer pairs, in the order in which the rule chose them.
-
-    Attributes:
-        pairs: ``LayerPair`` rows; a target layer appears at most once.
-        rule: ``"lowest"``, ``"highest"``, ``"random"``, or ``"given"`` for pairs by hand.
-        matrix: the information ``[L_E, L_T]`` (nats) the choice was made from, if any.
-    """
-
-    pairs: tuple[LayerPair, ...]
-    rule: str = "given"
-    matrix: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        pairs = tuple(LayerPair(int(p[0]), int(p[1]), float(p[2])) for p in self.pairs)
-        if not pairs:
-            raise ValueError("pairs must hold at least one (expert_layer, target_layer, nats) row")
-        targets = [p.target_layer for p in pairs]
-        if len(set(targets)) < len(targets):
-            raise ValueError(f"a target layer may be steered once, came target layers {targets}")
-        object.__setattr__(self, "pairs", pairs)
-
-    @classmethod
-    def same(cls, layers: Iterable[int]) -> LayerPairing:
-        """Each layer paired with itself: a model's own vectors, the controls of a comparison."""
-        return cls(pairs=tuple(LayerPair(i, i, float("nan")) for i in layers))
-
-    @property
-    def expert_layers(self) -> tuple[int, ...]:
-        return tuple(p.expert_layer for p in self.pairs)
-
-    @property
-    def target_layers(self) -> tuple[int, ...]:
-        return tuple(p.target_layer for p in self.pairs)
-
-    def __iter__(self) -> Iterator[LayerPair]:
-        return iter(self.pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)

@@ -156,6 +156,7 @@ def fit(
         dtype=dtype,
     )
     vectors.save_pretrained(out)
+    pipeline.pairing_.save_pretrained(out)
     _show(vectors, out, as_json)
 
 
@@ -217,12 +218,43 @@ def generate(
 @app.command()
 def inspect(
     folder: Annotated[str, typer.Argument(help="Folder or Hub id of steering vectors.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the layer pairs into this PNG (plot extra).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a folder of steering vectors holds: layers, norms and where they came from."""
+    """Show what a folder holds: steering vectors, where they came from, and the layer pairs."""
     from .vectors import SteeringVectors
 
+    pairing = _pairing_in(folder)
+    if plot is not None:
+        _plot_pairs(pairing, folder, plot)
+    if pairing is not None and not as_json:
+        from .heat import heat_map_text
+
+        if pairing.matrix is not None:
+            Console().print(heat_map_text(pairing), "")
+        if not Path(folder, "steering_vectors.json").is_file():
+            return
     _show(SteeringVectors.from_pretrained(folder), folder, as_json)
+
+
+def _pairing_in(folder: str):
+    from .pairing import LayerPairing
+
+    if not Path(folder, "layer_pairing.json").is_file():
+        return None
+    return LayerPairing.from_pretrained(folder)
+
+
+def _plot_pairs(pairing, folder: str, path: Path) -> None:
+    from .report import can_plot, heat_map
+
+    if pairing is None or pairing.matrix is None:
+        raise ValueError(f"folder {folder!r} holds no matrix of layer pairs to plot")
+    if not can_plot():
+        raise ValueError("--plot needs matplotlib: pip install 'expertsteer[plot]'")
+    heat_map(path, pairing.matrix, pairing, pairing.expert_axis, pairing.target_axis)
 
 
 def _continue(network, tokenizer, text, vectors, strength, options, sampling, seed):
