@@ -14,6 +14,7 @@ from ._files import parsing, read_artifact, write_artifact
 from .pairing import LayerPair as LayerPair
 from .pairing import LayerPairing as LayerPairing
 from .pairing import MutualInformation as MutualInformation
+from .stored import StoredStates, open_states
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
@@ -124,6 +125,11 @@ class HiddenStates:
         with parsing(folder, "hidden_states"):
             kept = {name: header[name] for name in ("position", "model")}
             return cls(**tensors, layers=tuple(header["layers"]), **kept)
+
+    @staticmethod
+    def open(folder: str | os.PathLike) -> StoredStates:
+        """The same file with its layers left on disk, each read when it is asked for."""
+        return open_states(folder)
 
 
 def _row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:

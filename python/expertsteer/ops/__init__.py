@@ -39,7 +39,11 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "torch": gaussian.gaussian_information,
         "reference": reference.gaussian_information,
     },
-    "ksg_counts": {"native": native.ksg_counts, "reference": reference_mi.ksg_counts},
+    "ksg_counts": {
+        "native": native.ksg_counts,
+        "triton": _on_use("triton_ksg", "ksg_counts"),
+        "reference": reference_mi.ksg_counts,
+    },
 }
 
 
