@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <thread>
@@ -45,32 +46,52 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
-CountRow widest_count_row(int k) {
+enum class Width { kBaseline, kAvx2, kAvx512 };
+
+Width widest() {
 #ifdef EXPERTSTEER_DISPATCH
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return avx512::count_row_for(k);
+    return Width::kAvx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return avx2::count_row_for(k);
-  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Width::kAvx2;
 #endif
-  return baseline::count_row_for(k);
+  return Width::kBaseline;
+}
+
+// Calls work(0), ..., work(count - 1), whichever thread is free taking the next.
+template <typename Work>
+void share_out(std::int64_t count, int threads, const Work& work) {
+  std::atomic<std::int64_t> next{0};
+  const auto loop = [&] {
+    for (std::int64_t i; (i = next++) < count;) work(i);
+  };
+  std::vector<std::thread> others;
+  for (std::int64_t t = 1; t < std::min<std::int64_t>(threads, count); ++t) {
+    others.emplace_back(loop);
+  }
+  loop();
+  for (std::thread& other : others) other.join();
 }
 
 }  // namespace
 
+void max_norm_distances_cpu(const MaxNormDistances& args, int threads) {
+  auto distances = baseline::distances_from;
+#ifdef EXPERTSTEER_DISPATCH
+  if (widest() == Width::kAvx512) distances = avx512::distances_from;
+  if (widest() == Width::kAvx2) distances = avx2::distances_from;
+#endif
+  share_out(args.layers * args.rows, threads, [&](std::int64_t task) { distances(args, task); });
+}
+
 void ksg_counts_cpu(const KsgCounts& args, int threads) {
-  const CountRow count_row = widest_count_row(args.k);
-  std::atomic<std::int64_t> next{0};
-  const auto work = [&] {
-    for (std::int64_t row; (row = next++) < args.rows;) count_row(args, row);
-  };
-  std::vector<std::thread> others;
-  const std::int64_t wanted = std::min<std::int64_t>(threads, args.rows);
-  for (std::int64_t t = 1; t < wanted; ++t) others.emplace_back(work);
-  work();
-  for (std::thread& other : others) other.join();
+  CountRow count_row = baseline::count_row_for(args.k);
+#ifdef EXPERTSTEER_DISPATCH
+  if (widest() == Width::kAvx512) count_row = avx512::count_row_for(args.k);
+  if (widest() == Width::kAvx2) count_row = avx2::count_row_for(args.k);
+#endif
+  share_out(args.rows, threads, [&](std::int64_t row) { count_row(args, row); });
 }
 
 }  // namespace expertsteer

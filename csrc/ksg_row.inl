@@ -5,7 +5,15 @@
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 typedef std::int32_t Ints __attribute__((vector_size(kLanes * sizeof(std::int32_t))));
 
-inline void load(Floats& to, const float* from) { std::memcpy(&to, from, sizeof to); }
+// The next 16 points; where fewer are left, points infinitely far away, which nobody counts.
+inline void load(Floats& to, const float* from, std::int64_t left) {
+  if (left >= kLanes) {
+    std::memcpy(&to, from, sizeof to);
+  } else {
+    to = Floats{} + kInfinity;
+    std::memcpy(&to, from, left * sizeof(float));
+  }
+}
 
 inline std::int32_t sum(const Ints& lanes) {
   std::int32_t total = 0;
@@ -27,8 +35,8 @@ inline float kth_joint(const float* x, const float* y, std::int64_t n) {
   for (int t = 0; t < K; ++t) best[t] = Floats{} + kInfinity;
   for (std::int64_t j = 0; j < n; j += kLanes) {
     Floats u, v;
-    load(u, x + j);
-    load(v, y + j);
+    load(u, x + j, n - j);
+    load(v, y + j, n - j);
     Floats sinking = u > v ? u : v;
     for (int t = 0; t < K; ++t) {
       const Floats held = best[t];
@@ -57,8 +65,8 @@ inline void count_nearer(const float* x, const float* y, std::int64_t n, float r
   Ints in_x{}, in_y{};
   for (std::int64_t j = 0; j < n; j += kLanes) {
     Floats u, v;
-    load(u, x + j);
-    load(v, y + j);
+    load(u, x + j, n - j);
+    load(v, y + j, n - j);
     in_x -= u < radius;  // true is -1
     in_y -= v < radius;
   }
@@ -72,8 +80,8 @@ inline void count_in_rectangle(const float* x, const float* y, std::int64_t n, f
                                std::int32_t* n_x, std::int32_t* n_y) {
   Floats side_x{}, side_y{}, u, v;
   for (std::int64_t j = 0; j < n; j += kLanes) {
-    load(u, x + j);
-    load(v, y + j);
+    load(u, x + j, n - j);
+    load(v, y + j, n - j);
     const Ints neighbour = (u > v ? u : v) <= radius;
     side_x = (neighbour & (u > side_x)) ? u : side_x;
     side_y = (neighbour & (v > side_y)) ? v : side_y;
@@ -81,8 +89,8 @@ inline void count_in_rectangle(const float* x, const float* y, std::int64_t n, f
   const float far_x = largest(side_x), far_y = largest(side_y);
   Ints in_x{}, in_y{};
   for (std::int64_t j = 0; j < n; j += kLanes) {
-    load(u, x + j);
-    load(v, y + j);
+    load(u, x + j, n - j);
+    load(v, y + j, n - j);
     in_x -= u <= far_x;
     in_y -= v <= far_y;
   }
@@ -93,16 +101,31 @@ inline void count_in_rectangle(const float* x, const float* y, std::int64_t n, f
 template <int K>
 inline void count_pairs(const KsgCounts& a, std::int64_t row) {
   for (std::int64_t p = 0; p < a.layers_x; ++p) {
-    const float* x = a.x + (p * a.rows + row) * a.stride;
+    const float* x = a.x + (p * a.rows + row) * a.n;
     for (std::int64_t q = 0; q < a.layers_y; ++q) {
-      const float* y = a.y + (q * a.rows + row) * a.stride;
+      const float* y = a.y + (q * a.rows + row) * a.n;
       const std::int64_t out = (p * a.layers_y + q) * a.rows + row;
-      const float radius =
-          K ? kth_joint<K ? K : 1>(x, y, a.stride) : kth_joint_long(x, y, a.stride, a.k);
-      (a.variant == 1 ? count_nearer : count_in_rectangle)(x, y, a.stride, radius, a.n_x + out,
+      const float radius = K ? kth_joint<K ? K : 1>(x, y, a.n) : kth_joint_long(x, y, a.n, a.k);
+      (a.variant == 1 ? count_nearer : count_in_rectangle)(x, y, a.n, radius, a.n_x + out,
                                                            a.n_y + out);
     }
   }
+}
+
+void distances_from(const MaxNormDistances& a, std::int64_t task) {
+  const std::int64_t layer = task / a.rows, row = a.first + task % a.rows;
+  const float* codes = a.codes + layer * a.components * a.n;
+  float* out = a.out + task * a.n;
+  for (std::int64_t j = 0; j < a.n; ++j) out[j] = std::fabs(codes[j] - codes[row]);
+  for (std::int64_t c = 1; c < a.components; ++c) {
+    codes += a.n;
+    const float own = codes[row];
+    for (std::int64_t j = 0; j < a.n; ++j) {
+      const float distance = std::fabs(codes[j] - own);
+      out[j] = distance > out[j] ? distance : out[j];
+    }
+  }
+  out[row] = kInfinity;
 }
 
 CountRow count_row_for(int k) {

@@ -8,6 +8,7 @@ import torch
 import expertsteer as es
 from expertsteer import ops
 from expertsteer._gaussian import gaussian_bias
+from expertsteer._projection import centre, components
 from planted import gaussian_pair, hidden_in_thousands
 
 
@@ -237,3 +238,17 @@ def test_layers_may_come_one_by_one(make_states):
 def test_bad_layers_are_named(make_states, source, message):
     with pytest.raises(ValueError, match=message):
         es.mutual_information(source, make_states().states, components=3)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(400, 600), (600, 300), (50, 600), (300, 40)])
+@pytest.mark.parametrize("rank", [40, 200])
+def test_components_are_orthonormal_and_hold_the_variance(rows, width, rank):
+    scales = torch.arange(1, rank + 1).pow(-0.5)
+    states = (torch.randn(rows, rank) * scales) @ torch.randn(rank, width) + 3
+    centred, mean = centre(states)
+    axes = components(centred, mean, 16, "layer")
+    torch.testing.assert_close(axes @ axes.mT, torch.eye(16), rtol=0, atol=1e-4)
+    best = torch.linalg.svdvals(centred.double())[:16].square()
+    held = (centred @ axes.mT).double().square().sum(dim=0)
+    assert float(held.sum()) > 0.995 * float(best.sum())
+    assert bool((held[:-1] > held[1:] * 0.98).all())  # the largest first

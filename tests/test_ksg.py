@@ -57,7 +57,10 @@ def counts_by_brute_force(x, y, k, variant):
 def test_counts_are_those_of_double_precision(backend, n, k, r_x, r_y, layers, kind, variant):
     x, y = points(layers[0], n, r_x, kind), points(layers[1], n, r_y, kind)
     rows = range(2, n - 1)  # a tile in the middle
-    distances = [reference_mi.max_norm_distances(codes, rows) for codes in (x, y)]
+    measure = ops.choose("max_norm_distances", backend, x.device, x.dtype)
+    distances = [measure(codes, rows) for codes in (x, y)]
+    exact = reference_mi.max_norm_distances(x.double(), rows)
+    assert torch.equal(distances[0].double(), exact)
     counted = torch.stack(ops.ksg_counts(*distances, k, variant, backend=backend))
     assert counted.dtype == torch.int32 and counted.shape == (2, *layers, len(rows))
     for a in range(layers[0]):

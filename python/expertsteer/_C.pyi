@@ -13,6 +13,16 @@ def steer_add_cpu(
     mask_batch_stride: int,
     mask_token_stride: int,
 ) -> None: ...
+def max_norm_distances_cpu(
+    codes: int,
+    out: int,
+    layers: int,
+    components: int,
+    n: int,
+    first: int,
+    rows: int,
+    threads: int,
+) -> None: ...
 def ksg_counts_cpu(
     x: int,
     y: int,
@@ -21,7 +31,7 @@ def ksg_counts_cpu(
     layers_x: int,
     layers_y: int,
     rows: int,
-    stride: int,
+    n: int,
     k: int,
     variant: int,
     threads: int,

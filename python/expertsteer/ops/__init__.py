@@ -39,6 +39,10 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "torch": gaussian.gaussian_information,
         "reference": reference.gaussian_information,
     },
+    "max_norm_distances": {
+        "native": native.max_norm_distances,
+        "reference": reference_mi.max_norm_distances,
+    },
     "ksg_counts": {
         "native": native.ksg_counts,
         "triton": _on_use("triton_ksg", "ksg_counts"),
@@ -64,7 +68,10 @@ _WHY_NOT = {
 
 
 # Operations that ask more of a backend than the rest.
-_WHY_NOT_FOR = {("ksg_counts", "native"): native.why_not_ksg}
+_WHY_NOT_FOR = {
+    ("max_norm_distances", "native"): native.why_not_ksg,
+    ("ksg_counts", "native"): native.why_not_ksg,
+}
 
 
 def _why_not(operation: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -209,13 +216,16 @@ def ksg_information(
         ``8 L_x L_y`` bytes per row of the tile for the counts.
     """
     counts = choose("ksg_counts", backend, x.device, x.dtype)
+    # Distances are the same bits from either, so a backend without its own takes the reference's.
+    own = backend if backend in _IMPLEMENTATIONS["max_norm_distances"] else "auto"
+    distances_of = choose("max_norm_distances", own, x.device, x.dtype)
     n = x.shape[1]
     per_row = 4 * (x.shape[0] + y.shape[0]) * n + 8 * x.shape[0] * y.shape[0]
     rows = max(1, min(n, KSG_TILE_BYTES // per_row))
     sums = torch.zeros(x.shape[0], y.shape[0], dtype=torch.float64, device=x.device)
     for start in range(0, n, rows):
         tile = range(start, min(n, start + rows))
-        distances = (reference_mi.max_norm_distances(codes, tile) for codes in (x, y))
+        distances = (distances_of(codes, tile) for codes in (x, y))
         n_x, n_y = _checked_counts(counts, *distances, k, variant)
         sums += reference_mi.digamma_sums(n_x, n_y, n, variant)
     return reference_mi.ksg_information(sums, n, k, variant)
