@@ -22,6 +22,7 @@ _PUBLIC = {
     "LayerPair": "artifacts",
     "LayerPairing": "artifacts",
     "MutualInformation": "artifacts",
+    "StoredStates": "stored",
     "ArtifactError": "_files",
     "ContrastSet": "contrast",
     "ContrastSetError": "contrast",
@@ -47,6 +48,7 @@ __all__ = [
     "LayerPairing",
     "MutualInformation",
     "SteeringVectors",
+    "StoredStates",
     "__version__",
     "align",
     "attach",
@@ -85,4 +87,5 @@ if TYPE_CHECKING:
     from .pipeline import ExpertSteer
     from .rfm import RFM
     from .steer import attach
+    from .stored import StoredStates
     from .vectors import SteeringVectors
