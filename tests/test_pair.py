@@ -164,6 +164,7 @@ def test_a_pairing_survives_a_round_trip(tmp_path):
     assert torch.equal(back.matrix, pairing.matrix) and torch.equal(back.floor, pairing.floor)
     assert (back.expert_axis, back.target_axis) == ((0, 1), (3, 5, 6))
     assert back.settings == pairing.settings
+    assert repr(back) == "LayerPairing(rule='lowest', nats=[0 -> 5: 0.1, 1 -> 3: 0.2], matrix=2x3)"
     by_hand = es.LayerPairing.same([1, 4])
     by_hand.save_pretrained(tmp_path / "hand")
     assert es.LayerPairing.from_pretrained(tmp_path / "hand").target_layers == (1, 4)
@@ -193,5 +194,6 @@ def test_a_large_heat_map_fits_a_terminal_and_keeps_its_marks():
     assert sum(line.count("◆") for line in lines[2:34]) == 3
     assert lines[33].startswith("    31 ") and lines[33].endswith("◆ " * 3)
     assert lines[1].split()[1:4] == ["0", "2", "4"]
+    assert "31 → 31: 1.00" in "".join(lines[34:])
     with pytest.raises(ValueError, match="given by hand"):
         heat_map_text(es.LayerPairing.same([1]))

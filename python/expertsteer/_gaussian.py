@@ -82,7 +82,7 @@ class Gaussian:
             if rows is not None:
                 x, y = x[:, rows[fold][0]], y[:, rows[fold][1]]
             folds.append(self._one_half(x, y))
-        nats, shrinkage = (torch.stack(values).mean(dim=0) for values in zip(*folds))
+        nats, shrinkage = (torch.stack(v).mean(dim=0).cpu() for v in zip(*folds))
         self.shrinkage = shrinkage
         return nats
 

@@ -70,7 +70,7 @@ class Ksg:
         x, y = self._codes
         if rows is not None:
             x, y = x[:, rows[0][0]], y[:, rows[0][1]]
-        return ops.ksg_information(x, y, *self._options, backend=self._backend)
+        return ops.ksg_information(x, y, *self._options, backend=self._backend).cpu()
 
 
 def _codes(layers: Layers, r: int) -> Tensor:

@@ -50,7 +50,7 @@ class Renyi2:
         """``[L_x, L_y]`` float64 in nats."""
         x, y = self._grams
         if rows is None:
-            return reference_mi.renyi2_information(x, y)
+            return reference_mi.renyi2_information(x, y).cpu()
         chosen_x, chosen_y = rows[0]
         if not torch.equal(chosen_x, torch.arange(x.shape[1])):
             x = x[:, chosen_x[:, None], chosen_x]
@@ -59,7 +59,7 @@ class Renyi2:
             reference_mi.renyi2_information(x, gram[chosen_y[:, None], chosen_y][None])
             for gram in y
         ]
-        return torch.cat(columns, dim=1)
+        return torch.cat(columns, dim=1).cpu()
 
 
 def _grams(layers: Layers) -> Tensor:

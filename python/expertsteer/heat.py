@@ -51,12 +51,9 @@ def _column_labels(pairing: LayerPairing, label: int, width: int) -> Text:
     """Every layer's number where there is room, else every second or fourth."""
     step = 1 if width > 2 else 2 if max(pairing.target_axis) < 100 else 4
     line = " " * (label + 1)
-    for place in range(0, len(pairing.target_axis), step):
-        line += (
-            f"{pairing.target_axis[place]:^{width * step}}"
-            if width > 2
-            else (f"{pairing.target_axis[place]:<{width * step}}")
-        )
+    align = "^" if width > 2 else "<"
+    for layer in pairing.target_axis[::step]:
+        line += f"{layer:{align}{width * step}}"
     return Text(line.rstrip())
 
 
@@ -81,6 +78,9 @@ def _legend(pairing: LayerPairing, matrix: Tensor, numbers: bool) -> Text:
     if pairing.floor is not None:
         above = int((matrix > pairing.floor).sum())
         text += f"; {above} of {matrix.numel()} pairs above what chance gives"
+    if not numbers:
+        chosen = (f"{p.expert_layer} → {p.target_layer}: {p.nats:.2f}" for p in pairing)
+        text += f"\nexpert layer → target layer: nats   {',  '.join(chosen)}"
     for expert, target, effect in pairing.effects:
         text += f"\nexpert layer {expert}, target layer {target}: held-out effect {effect:.4g}"
     return Text(text)

@@ -52,7 +52,7 @@ class LayerPair(NamedTuple):
     nats: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerPairing:
     """The chosen layer pairs, in the order in which the rule chose them.
 
@@ -96,6 +96,11 @@ class LayerPairing:
                 f"floor must have the shape of matrix, {tuple(self.matrix.shape)}, came "
                 f"{tuple(self.floor.shape)}"
             )
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{p.expert_layer} -> {p.target_layer}: {p.nats:.3g}" for p in self)
+        matrix = "none" if self.matrix is None else "x".join(map(str, self.matrix.shape))
+        return f"LayerPairing(rule={self.rule!r}, nats=[{listed}], matrix={matrix})"
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         tensors = {"matrix": self.matrix, "floor": self.floor}
