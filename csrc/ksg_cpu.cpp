@@ -91,7 +91,12 @@ void ksg_counts_cpu(const KsgCounts& args, int threads) {
   if (widest() == Width::kAvx512) count_row = avx512::count_row_for(args.k);
   if (widest() == Width::kAvx2) count_row = avx2::count_row_for(args.k);
 #endif
-  share_out(args.rows, threads, [&](std::int64_t row) { count_row(args, row); });
+  // Counts of neighbouring rows share a cache line, so one thread writes all sixteen of them.
+  const std::int64_t line = 16;
+  share_out((args.rows + line - 1) / line, threads, [&](std::int64_t task) {
+    const std::int64_t end = std::min(args.rows, (task + 1) * line);
+    for (std::int64_t row = task * line; row < end; ++row) count_row(args, row);
+  });
 }
 
 }  // namespace expertsteer

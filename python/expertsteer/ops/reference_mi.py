@@ -145,9 +145,12 @@ def renyi2_information(x: Tensor, y: Tensor) -> Tensor:
     """
     n = x.shape[1]
     joint = torch.zeros(x.shape[0], y.shape[0], dtype=torch.float64, device=x.device)
+    total_x, total_y = joint.new_zeros(x.shape[0]), joint.new_zeros(y.shape[0])
     rows = max(1, 2**17 // n)  # short sums in single precision, long ones in double
     for start in range(0, n, rows):
         tile = slice(start, start + rows)
-        joint += (x[:, tile].flatten(1) @ y[:, tile].flatten(1).mT).double()
-    total_x, total_y = (g.sum(dim=2, dtype=torch.float64).sum(dim=1) for g in (x, y))
+        left, right = x[:, tile].flatten(1), y[:, tile].flatten(1)
+        joint += (left @ right.mT).double()
+        total_x += left.sum(dim=1, dtype=torch.float64)
+        total_y += right.sum(dim=1, dtype=torch.float64)
     return torch.log(joint * n**2 / (total_x[:, None] * total_y))
