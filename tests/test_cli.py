@@ -61,12 +61,15 @@ def test_fit_passes_its_options_on(world):
     done = run(
         *fit_arguments(world, out="other"),
         *("--pairs", 1, "--align", "ridge", "--direction", "mean_difference", "--rule", "random"),
-        *("--position", "-1", "--null", 0, "--seed", 4),
+        *("--position", "-1", "--null", 2, "--seed", 4),
+        *("--estimator", "ksg"),
     )
     assert done.returncode == 0, done.stderr
     meta = es.SteeringVectors.from_pretrained(world / "other").metadata
     assert meta["method"] == "mean_difference" and meta["alignment"]["method"] == "ridge"
     assert meta["pairing"]["rule"] == "random" and meta["position"] == -1
+    pairing = es.LayerPairing.from_pretrained(world / "other")
+    assert pairing.settings["estimator"] == "ksg" and pairing.floor is not None
 
 
 def test_inspect_shows_layers_and_provenance(world):

@@ -41,6 +41,12 @@ class Align(str, Enum):
     identity = "identity"
 
 
+class Estimator(str, Enum):
+    gaussian = "gaussian"
+    ksg = "ksg"
+    renyi2 = "renyi2"
+
+
 class Solver(str, Enum):
     closed_form = "closed_form"
     adam = "adam"
@@ -94,6 +100,9 @@ def fit(
     align: Annotated[Align, typer.Option(help="Alignment method.")] = Align.autoencoder,
     solver: Annotated[Solver, typer.Option(help="Auto-encoder solver.")] = Solver.closed_form,
     rotation: Annotated[Rotation, typer.Option(help="Basis of the code.")] = Rotation.procrustes,
+    estimator: Annotated[
+        Estimator, typer.Option(help="How mutual information is estimated.")
+    ] = Estimator.gaussian,
     components: Annotated[
         int | None, typer.Option(help="Principal components for the information.")
     ] = None,
@@ -132,6 +141,7 @@ def fit(
         method=align.value,
         solver=solver.value,
         rotation=rotation.value,
+        estimator=estimator.value,
         components=components,
         null=null or None,
         direction=direction.value,
