@@ -19,7 +19,7 @@ test: $(VENV)/.installed  ## run the whole test suite
 lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
 	$(BIN)/ruff check python tests benchmarks
 	$(BIN)/ruff format --check python tests benchmarks
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.inl csrc/*.cu
 
 bench: $(VENV)/.installed  ## run the benchmarks on this processor
 	$(BIN)/python -m pytest benchmarks -m "not gpu" --benchmark-only

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "ksg.h"
 #include "rfm.h"
 #include "steer.h"
 
@@ -104,6 +105,45 @@ PYBIND11_MODULE(_C, m) {
 
   define_rfm<float>(m, "float32");
   define_rfm<double>(m, "float64");
+
+  m.def(
+      "max_norm_distances_cpu",
+      [](std::uintptr_t codes, std::uintptr_t out, std::int64_t layers, std::int64_t components,
+         std::int64_t n, std::int64_t first, std::int64_t rows, int threads) {
+        const expertsteer::MaxNormDistances args{reinterpret_cast<const float*>(codes),
+                                                 reinterpret_cast<float*>(out),
+                                                 layers,
+                                                 components,
+                                                 n,
+                                                 first,
+                                                 rows};
+        py::gil_scoped_release release;
+        expertsteer::max_norm_distances_cpu(args, threads);
+      },
+      py::arg("codes"), py::arg("out"), py::arg("layers"), py::arg("components"), py::arg("n"),
+      py::arg("first"), py::arg("rows"), py::arg("threads"));
+
+  m.def(
+      "ksg_counts_cpu",
+      [](std::uintptr_t x, std::uintptr_t y, std::uintptr_t n_x, std::uintptr_t n_y,
+         std::int64_t layers_x, std::int64_t layers_y, std::int64_t rows, std::int64_t n, int k,
+         int variant, int threads) {
+        const expertsteer::KsgCounts args{reinterpret_cast<const float*>(x),
+                                          reinterpret_cast<const float*>(y),
+                                          reinterpret_cast<std::int32_t*>(n_x),
+                                          reinterpret_cast<std::int32_t*>(n_y),
+                                          layers_x,
+                                          layers_y,
+                                          rows,
+                                          n,
+                                          k,
+                                          variant};
+        py::gil_scoped_release release;
+        expertsteer::ksg_counts_cpu(args, threads);
+      },
+      py::arg("x"), py::arg("y"), py::arg("n_x"), py::arg("n_y"), py::arg("layers_x"),
+      py::arg("layers_y"), py::arg("rows"), py::arg("n"), py::arg("k"), py::arg("variant"),
+      py::arg("threads"));
 
 #ifdef EXPERTSTEER_WITH_CUDA
   m.attr("with_cuda") = true;

@@ -61,12 +61,15 @@ def test_fit_passes_its_options_on(world):
     done = run(
         *fit_arguments(world, out="other"),
         *("--pairs", 1, "--align", "ridge", "--direction", "mean_difference", "--rule", "random"),
-        *("--position", "-1", "--null", 0, "--seed", 4),
+        *("--position", "-1", "--null", 2, "--seed", 4),
+        *("--estimator", "ksg"),
     )
     assert done.returncode == 0, done.stderr
     meta = es.SteeringVectors.from_pretrained(world / "other").metadata
     assert meta["method"] == "mean_difference" and meta["alignment"]["method"] == "ridge"
     assert meta["pairing"]["rule"] == "random" and meta["position"] == -1
+    pairing = es.LayerPairing.from_pretrained(world / "other")
+    assert pairing.settings["estimator"] == "ksg" and pairing.floor is not None
 
 
 def test_inspect_shows_layers_and_provenance(world):
@@ -82,6 +85,23 @@ def test_inspect_shows_layers_and_provenance(world):
         assert shown in done.stdout
     same = json.loads(run("inspect", world / "vectors", "--json").stdout)
     assert same["layers"] == json.loads((world / "fit.json").read_text())["layers"]
+
+
+def test_inspect_shows_the_layer_pairs_and_draws_them(world, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = run("inspect", world / "vectors", "--plot", tmp_path / "pairs.png")
+    assert done.returncode == 0, done.stderr
+    pairing = es.LayerPairing.from_pretrained(world / "vectors")
+    assert pairing.matrix.shape == (3, 3) and len(pairing) == 2
+    assert "target layer" in done.stdout and done.stdout.count("[") >= 2
+    assert f"[{pairing.pairs[0].nats:.2f}]" in done.stdout
+    assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
+    pairing.save_pretrained(tmp_path / "alone")
+    alone = run("inspect", tmp_path / "alone")
+    assert alone.returncode == 0 and "rule 'lowest'" in alone.stdout
+    es.SteeringVectors({0: torch.ones(3)}).save_pretrained(tmp_path / "bare")
+    refused = run("inspect", tmp_path / "bare", "--plot", tmp_path / "no.png")
+    assert refused.returncode == 2 and "no matrix of layer pairs" in refused.stderr
 
 
 def test_generate_shows_both_texts_and_strength_zero_agrees(world):

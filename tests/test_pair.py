@@ -1,141 +1,12 @@
-import math
+import io
+from itertools import combinations, permutations
 
 import pytest
 import torch
+from rich.console import Console
 
 import expertsteer as es
-from expertsteer.pair import gaussian_bias
-
-
-def gaussian_pair(n, r, nats, d_x=None, d_y=None, seed=0):
-    """Rows of two jointly Gaussian layers with exactly ``nats`` of information.
-
-    r coordinates are correlated one by one; isometries then hide them in d dimensions, beside
-    independent nuisance of lower variance, which changes no information.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    correlation = math.sqrt(1 - math.exp(-2 * nats / r))
-
-    def noise(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    x = noise(n, r)
-    y = correlation * x + math.sqrt(1 - correlation**2) * noise(n, r)
-    hidden = []
-    for core, d in ((x, d_x or r), (y, d_y or r)):
-        padded = torch.cat([core, 0.1 * noise(n, d - r)], dim=1)
-        hidden.append(padded @ torch.linalg.qr(noise(d, d)).Q)
-    return hidden[0][None], hidden[1][None]
-
-
-@pytest.mark.parametrize("nats", [0.1, 1.0, 4.0])
-@pytest.mark.parametrize(("r", "n"), [(1, 250), (8, 1000), (32, 2000)])
-def test_the_estimate_is_unbiased_for_gaussian_layers(nats, r, n):
-    draws = [
-        es.mutual_information(*gaussian_pair(n, r, nats, seed=s), components=r) for s in range(12)
-    ]
-    draws = torch.stack(draws).flatten()
-    allowed = max(0.05, 0.03 * nats) + 2 * float(draws.std()) / math.sqrt(len(draws))
-    assert abs(float(draws.mean()) - nats) < allowed
-
-
-def test_hundreds_of_nuisance_dimensions_change_nothing():
-    draws = [
-        es.mutual_information(*gaussian_pair(800, 4, 2.0, d_x=300, d_y=500, seed=s), components=4)
-        for s in range(6)
-    ]
-    assert abs(float(torch.stack(draws).mean()) - 2.0) < 0.12
-
-
-def test_independent_layers_lie_within_the_null():
-    x, _ = gaussian_pair(600, 6, 1.0, d_x=40, seed=1)
-    _, y = gaussian_pair(600, 6, 1.0, d_y=30, seed=2)
-    measured = es.mutual_information(x, y, components=6, null=40)
-    assert float(measured.z_score.abs()) < 3.5 and abs(float(measured.nats)) < 0.1
-    assert abs(float(measured.floor)) < 0.1
-
-
-def test_information_stands_above_its_floor():
-    measured = es.mutual_information(*gaussian_pair(600, 6, 1.0), components=6, null=20)
-    assert float(measured.nats) > float(measured.floor) and float(measured.z_score) > 5
-    assert measured.permutations == 20
-
-
-def test_invertible_maps_and_exchange_leave_it_unchanged():
-    x, y = gaussian_pair(500, 5, 1.5, seed=3)
-    mapped = x @ torch.randn(5, 5).double() + 7.0
-    base = es.mutual_information(x, y, components=5)
-    torch.testing.assert_close(es.mutual_information(mapped, y, components=5), base)
-    torch.testing.assert_close(es.mutual_information(y, x, components=5), base)
-
-
-def test_all_pairs_at_once_equal_pairs_one_by_one(make_states):
-    x, y = make_states(layers=3, seed=1).states, make_states(layers=2, width=9, seed=2).states
-    whole = es.mutual_information(x, y, components=3)
-    assert whole.shape == (3, 2)
-    for i in range(3):
-        for j in range(2):
-            alone = es.mutual_information(x[i : i + 1], y[j : j + 1], components=3)
-            torch.testing.assert_close(alone[0, 0], whole[i, j])
-
-
-def test_a_noisy_chain_of_layers_is_ordered():
-    state = torch.randn(1500, 6).double()
-    chain = [state]
-    for _ in range(3):
-        chain.append(chain[-1] + 0.8 * torch.randn(1500, 6).double())
-    nats = es.mutual_information(chain[0][None], torch.stack(chain[1:]), components=6)[0]
-    assert bool((nats[:-1] > nats[1:]).all())
-
-
-@pytest.mark.parametrize("n", [8, 12, 40, 200])
-def test_layers_that_determine_each_other_stay_finite_and_on_top(make_states, n):
-    x = make_states(layers=2, seed=1).states[:, :1].expand(2, n, 12) * 0
-    x = x + torch.randn(2, n, 12).double()
-    nats = es.mutual_information(x, x)
-    assert bool(torch.isfinite(nats).all())
-    assert float(nats.diagonal().min()) > 10 > float(nats[0, 1])
-
-
-def test_the_bias_is_the_wishart_mean():
-    n, r, runs = 40, 3, 4000
-    x, y = torch.randn(runs, n, r).double(), torch.randn(runs, n, r).double()
-    both = torch.cat([x, y], dim=2)
-
-    def logdet(z):
-        z = z - z.mean(dim=1, keepdim=True)
-        return torch.linalg.slogdet(z.mT @ z).logabsdet
-
-    plug_in = 0.5 * (logdet(x) + logdet(y) - logdet(both))
-    error = 3 * float(plug_in.std()) / math.sqrt(runs)
-    assert abs(float(plug_in.mean()) - gaussian_bias(n, r, r)) < error
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda x, y: (x[:, :5], y), "over the same N examples"),
-        (lambda x, y: (x[:, :6], y[:, :6]), "at least 8 examples, came 6"),
-        (lambda x, y: (x * float("nan"), y), "x must be finite"),
-        (lambda x, y: (x * 0, y), "constant or"),
-    ],
-)
-def test_bad_states_are_refused(make_states, change, message):
-    with pytest.raises(ValueError, match=message):
-        es.mutual_information(*change(make_states(seed=1).states, make_states(seed=2).states))
-
-
-def test_bad_options_are_refused(make_states):
-    x = make_states().states
-    with pytest.raises(ValueError, match="estimator must be one of"):
-        es.mutual_information(x, x, "guess")
-    with pytest.raises(ValueError, match="between 1 and the width 12, came 13"):
-        es.mutual_information(x, x, components=13)
-    with pytest.raises(ValueError, match="8 components need at least 36 examples, came 30"):
-        es.mutual_information(x[:, :30], x[:, :30], components=8)
-    with pytest.raises(ValueError, match="at least 2 permutations"):
-        es.mutual_information(x, x, null=1)
-
+from expertsteer.heat import heat_map_text
 
 MATRIX = torch.tensor([[0.5, 0.1, 0.9], [0.2, 0.7, 0.3]])
 
@@ -180,3 +51,149 @@ def test_random_pairs_are_seeded_and_differ_between_seeds():
 def test_bad_pairing_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         es.pair_layers(MATRIX, **options)
+
+
+def total(pairing):
+    return sum(p.nats for p in pairing)
+
+
+def test_within_the_tolerance_the_lower_layers_win():
+    matrix = torch.tensor([[0.30, 0.21, 0.50], [0.20, 0.40, 0.22], [0.10, 0.90, 0.105]])
+    assert [p[:2] for p in es.pair_layers(matrix, k=2)] == [(2, 0), (2, 2)]
+    # .20, .21 and .22 are equal to .10 and so is .105, but .30 is not.
+    near = es.pair_layers(matrix, k=3, tolerance=0.15)
+    assert [p[:2] for p in near] == [(0, 1), (1, 0), (1, 2)]
+    noisy = torch.full((4, 4), 0.7) + 1e-12 * torch.randn(4, 4, dtype=torch.float64)
+    assert [p[:2] for p in es.pair_layers(noisy, k=3)] == [(0, 0), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("rule", ["lowest", "highest"])
+@pytest.mark.parametrize(("shape", "k"), [((4, 4), 4), ((5, 3), 2), ((3, 6), 3), ((4, 4), 1)])
+def test_unique_experts_are_the_best_assignment_of_all(rule, shape, k):
+    matrix = torch.rand(shape, dtype=torch.float64)
+    pairing = es.pair_layers(matrix, k=k, rule=rule, unique_experts=True)
+    assert len(set(pairing.expert_layers)) == len(set(pairing.target_layers)) == k
+    best = min if rule == "lowest" else max
+    every = [
+        sum(float(matrix[e, t]) for e, t in zip(experts, targets))
+        for experts in permutations(range(shape[0]), k)
+        for targets in combinations(range(shape[1]), k)
+    ]
+    assert total(pairing) == pytest.approx(best(every), abs=1e-8)
+    equal = es.pair_layers(torch.zeros(shape), k=k, rule=rule, unique_experts=True)
+    assert sorted(p[:2] for p in equal) == [(i, i) for i in range(k)]
+
+
+def test_random_pairs_may_be_unique_in_both():
+    pairing = es.pair_layers(torch.rand(6, 6), k=6, rule="random", unique_experts=True)
+    assert sorted(pairing.expert_layers) == sorted(pairing.target_layers) == list(range(6))
+
+
+def test_windows_bound_the_layers_by_name():
+    matrix = torch.arange(25.0).view(5, 5)
+    names = (2, 4, 6, 8, 10)
+    skipped = es.pair_layers(matrix, 3, expert_layers=names, skip_first=1, skip_last=1)
+    assert [p[:2] for p in skipped] == [(4, 1), (4, 2), (4, 3)]
+    window = es.pair_layers(
+        matrix, 1, expert_layers=names, expert_window=(5, 9), target_window=(3, 3)
+    )
+    assert [p[:2] for p in window] == [(6, 3)] and window.pairs[0].nats == 13.0
+    assert window.matrix.shape == (5, 5) and window.expert_axis == names
+    assert window.settings["expert_window"] == [6, 8]
+
+
+def test_the_held_out_effect_decides_among_the_shortlist():
+    matrix = torch.rand(6, 6, dtype=torch.float64)
+    asked = []
+
+    def effect(expert, target):
+        asked.append((expert, target))
+        return 10.0 * target - expert
+
+    pairing = es.pair_layers(
+        matrix, 2, "validated", effect=effect, shortlist=9, expert_layers=range(10, 16)
+    )
+    order = matrix.flatten().argsort()[: len(asked)].tolist()
+    assert [(e - 10, t) for e, t in asked] == [divmod(i, 6) for i in order] and len(asked) >= 9
+    best = sorted(asked, key=lambda pair: -(10 * pair[1] - pair[0]))
+    assert pairing.pairs[0][:2] == best[0]
+    assert pairing.pairs[1][:2] == next(p for p in best if p[1] != best[0][1])
+    assert [(e, t) for e, t, _ in pairing.effects] == asked
+    unique = es.pair_layers(matrix, 4, "validated", effect=effect, unique_experts=True)
+    assert len(set(unique.expert_layers)) == 4
+
+
+def test_a_shortlist_grows_until_it_holds_enough_target_layers():
+    matrix = torch.rand(4, 4, dtype=torch.float64)
+    matrix[:, 0] -= 2  # the lowest pairs share one target layer
+    pairing = es.pair_layers(matrix, 2, "validated", effect=lambda e, t: 0.0, shortlist=2)
+    assert len(pairing) == 2 and len(pairing.effects) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "validated"}, "effect must be given with rule='validated'"),
+        ({"effect": lambda e, t: 0.0}, "with no other"),
+        (
+            {"rule": "validated", "effect": lambda e, t: float("nan")},
+            "effect must be finite, came nan for layers 0 and 1",
+        ),
+        ({"rule": "validated", "effect": max, "shortlist": 1}, "at least k = 2 pairs, came 1"),
+        ({"rule": "validated", "effect": max, "shortlist_by": "mid"}, "shortlist_by must be"),
+        ({"skip_first": 2}, "leaves none of the layers"),
+        ({"skip_last": -1}, "skip_last must be a number"),
+        ({"target_window": (7, 9)}, r"target_window \(7, 9\) .* leaves none"),
+        ({"target_window": (0, 0)}, "number of target layers, 1; came 2"),
+        ({"k": 3, "unique_experts": True}, "number of expert layers, 2"),
+        ({"tolerance": -1.0}, "tolerance must be"),
+    ],
+)
+def test_bad_rules_and_windows_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        es.pair_layers(MATRIX, **({"k": 2} | options))
+
+
+def test_a_pairing_survives_a_round_trip(tmp_path):
+    pairing = es.pair_layers(
+        es.MutualInformation(MATRIX, floor=MATRIX / 2), 2, target_layers=(3, 5, 6)
+    )
+    pairing.save_pretrained(tmp_path)
+    back = es.LayerPairing.from_pretrained(tmp_path)
+    assert back.pairs == pairing.pairs and back.rule == "lowest"
+    assert torch.equal(back.matrix, pairing.matrix) and torch.equal(back.floor, pairing.floor)
+    assert (back.expert_axis, back.target_axis) == ((0, 1), (3, 5, 6))
+    assert back.settings == pairing.settings
+    assert repr(back) == "LayerPairing(rule='lowest', nats=[0 -> 5: 0.1, 1 -> 3: 0.2], matrix=2x3)"
+    by_hand = es.LayerPairing.same([1, 4])
+    by_hand.save_pretrained(tmp_path / "hand")
+    assert es.LayerPairing.from_pretrained(tmp_path / "hand").target_layers == (1, 4)
+    with pytest.raises(ValueError, match="expert_axis must name 2 layers"):
+        es.LayerPairing(pairing.pairs, matrix=MATRIX, expert_axis=(1, 2, 3))
+
+
+def shown(pairing):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(heat_map_text(pairing))
+    return console.export_text().splitlines()
+
+
+def test_a_small_heat_map_shows_numbers_and_marks_the_chosen_pairs():
+    lines = shown(es.pair_layers(MATRIX, 2, expert_layers=(4, 8), target_layers=(1, 2, 5)))
+    assert lines[0].strip() == "target layer" and lines[1].split() == ["expert", "1", "2", "5"]
+    assert lines[2].split() == ["4", "0.50", "[0.10]", "0.90"]
+    assert lines[3].split() == ["8", "[0.20]", "0.70", "0.30"]
+    assert "2 pairs by rule 'lowest'" in lines[4] and "0.10 to 0.90 nats" in lines[4]
+
+
+def test_a_large_heat_map_fits_a_terminal_and_keeps_its_marks():
+    matrix = torch.linspace(0, 1, 32 * 32).view(32, 32)
+    pairing = es.pair_layers(matrix, 3, "highest")
+    lines = shown(pairing)
+    assert max(map(len, lines[:34])) <= 80 and len(lines) >= 35
+    assert sum(line.count("◆") for line in lines[2:34]) == 3
+    assert lines[33].startswith("    31 ") and lines[33].endswith("◆ " * 3)
+    assert lines[1].split()[1:4] == ["0", "2", "4"]
+    assert "31 → 31: 1.00" in "".join(lines[34:])
+    with pytest.raises(ValueError, match="given by hand"):
+        heat_map_text(es.LayerPairing.same([1]))

@@ -13,6 +13,53 @@ def steer_add_cpu(
     mask_batch_stride: int,
     mask_token_stride: int,
 ) -> None: ...
+def max_norm_distances_cpu(
+    codes: int,
+    out: int,
+    layers: int,
+    components: int,
+    n: int,
+    first: int,
+    rows: int,
+    threads: int,
+) -> None: ...
+def ksg_counts_cpu(
+    x: int,
+    y: int,
+    n_x: int,
+    n_y: int,
+    layers_x: int,
+    layers_y: int,
+    rows: int,
+    n: int,
+    k: int,
+    variant: int,
+    threads: int,
+) -> None: ...
+
+# The passes of csrc/rfm.h, each in single and in double precision.
+def median_distance_float32(gram: int, n: int, threads: int) -> float: ...
+def median_distance_float64(gram: int, n: int, threads: int) -> float: ...
+def laplace_float32(
+    gram: int, n: int, bandwidth: float, eps: float, kernel: int, weights: int, threads: int
+) -> None: ...
+def laplace_float64(
+    gram: int, n: int, bandwidth: float, eps: float, kernel: int, weights: int, threads: int
+) -> None: ...
+def gradient_transform_float32(
+    weights: int, alpha: int, n: int, transform: int, sums: int, threads: int
+) -> None: ...
+def gradient_transform_float64(
+    weights: int, alpha: int, n: int, transform: int, sums: int, threads: int
+) -> None: ...
+def outer_transform_float32(
+    weights: int, alpha: int, sums: int, n: int, outputs: int, square: int, threads: int
+) -> None: ...
+def outer_transform_float64(
+    weights: int, alpha: int, sums: int, n: int, outputs: int, square: int, threads: int
+) -> None: ...
+def mirror_lower_float32(matrix: int, n: int, threads: int) -> None: ...
+def mirror_lower_float64(matrix: int, n: int, threads: int) -> None: ...
 
 # Present only where `with_cuda` is true.
 def steer_add_cuda(

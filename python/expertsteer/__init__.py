@@ -22,12 +22,13 @@ _PUBLIC = {
     "LayerPair": "artifacts",
     "LayerPairing": "artifacts",
     "MutualInformation": "artifacts",
+    "StoredStates": "stored",
     "ArtifactError": "_files",
     "ContrastSet": "contrast",
     "ContrastSetError": "contrast",
     "SteeringVectors": "vectors",
     "capture": "models",
-    "mutual_information": "pair",
+    "mutual_information": "information",
     "pair_layers": "pair",
     "RFM": "rfm",
     "fit_vectors": "fit",
@@ -47,6 +48,7 @@ __all__ = [
     "LayerPairing",
     "MutualInformation",
     "SteeringVectors",
+    "StoredStates",
     "__version__",
     "align",
     "attach",
@@ -79,9 +81,11 @@ if TYPE_CHECKING:
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
     from .contrast import ContrastSet, ContrastSetError
     from .fit import fit_vectors
+    from .information import mutual_information
     from .models import capture
-    from .pair import mutual_information, pair_layers
+    from .pair import pair_layers
     from .pipeline import ExpertSteer
     from .rfm import RFM
     from .steer import attach
+    from .stored import StoredStates
     from .vectors import SteeringVectors

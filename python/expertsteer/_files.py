@@ -57,6 +57,28 @@ def read_artifact(
     folder: str | os.PathLike, kind: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read back what `write_artifact` wrote; raises `ArtifactError` for anything else."""
+    tensor_path, header = checked_artifact(folder, kind)
+    try:
+        return load_file(tensor_path), header
+    except SafetensorError as error:
+        raise _unreadable(tensor_path, error) from error
+
+
+def read_layer(tensor_path: Path, name: str, index: int) -> torch.Tensor:
+    """``tensor[index]`` of a checked file; the file is mapped for no longer than that takes."""
+    try:
+        with safe_open(tensor_path, "pt") as stream:
+            return stream.get_slice(name)[index].clone()
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(tensor_path, error) from error
+
+
+def _unreadable(tensor_path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{tensor_path} is not a readable safetensors file: {error}")
+
+
+def checked_artifact(folder: str | os.PathLike, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The tensor file of an artefact, whole by its digest but unread, and the json beside it."""
     folder = Path(folder)
     header_path, tensor_path = folder / f"{kind}.json", folder / f"{kind}.safetensors"
     for path in (header_path, tensor_path):
@@ -70,10 +92,7 @@ def read_artifact(
     if _sha256(tensor_path) != header.get("sha256"):
         header = _embedded_header(tensor_path)
         _require_kind(header, kind, tensor_path)
-    try:
-        return load_file(tensor_path), header
-    except SafetensorError as error:
-        raise ArtifactError(f"{tensor_path} is not a readable safetensors file: {error}") from error
+    return tensor_path, header
 
 
 @contextmanager

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._files import parsing, read_artifact, write_artifact
+from .pairing import LayerPair as LayerPair
+from .pairing import LayerPairing as LayerPairing
+from .pairing import MutualInformation as MutualInformation
+from .stored import StoredStates, open_states
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
@@ -123,6 +127,11 @@ class HiddenStates:
         with parsing(folder, "hidden_states"):
             kept = {name: header[name] for name in ("position", "model")}
             return cls(**tensors, layers=tuple(header["layers"]), **kept)
+
+    @staticmethod
+    def open(folder: str | os.PathLike) -> StoredStates:
+        """The same file with its layers left on disk, each read when it is asked for."""
+        return open_states(folder)
 
 
 def _row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:
@@ -247,71 +256,3 @@ _ALIGNMENT_TENSORS = (
     "reconstruction_error",
     "explained_variance",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class MutualInformation:
-    """Information between layers together with what chance alone would give.
-
-    Attributes:
-        nats: ``[L_E, L_T]``.
-        floor: ``[L_E, L_T]``, the 95 % quantile over row permutations of one side.
-        z_score: ``[L_E, L_T]``, (nats - mean of the permutations) / their standard deviation.
-        permutations: how many permutations the null holds.
-    """
-
-    nats: Tensor
-    floor: Tensor
-    z_score: Tensor
-    permutations: int
-
-
-class LayerPair(NamedTuple):
-    """One intervention: expert layer, target layer, and their mutual information in nats."""
-
-    expert_layer: int
-    target_layer: int
-    nats: float
-
-
-@dataclass(frozen=True, eq=False)
-class LayerPairing:
-    """The chosen layer pairs, in the order in which the rule chose them.
-
-    Attributes:
-        pairs: ``LayerPair`` rows; a target layer appears at most once.
-        rule: ``"lowest"``, ``"highest"``, ``"random"``, or ``"given"`` for pairs by hand.
-        matrix: the information ``[L_E, L_T]`` (nats) the choice was made from, if any.
-    """
-
-    pairs: tuple[LayerPair, ...]
-    rule: str = "given"
-    matrix: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        pairs = tuple(LayerPair(int(p[0]), int(p[1]), float(p[2])) for p in self.pairs)
-        if not pairs:
-            raise ValueError("pairs must hold at least one (expert_layer, target_layer, nats) row")
-        targets = [p.target_layer for p in pairs]
-        if len(set(targets)) < len(targets):
-            raise ValueError(f"a target layer may be steered once, came target layers {targets}")
-        object.__setattr__(self, "pairs", pairs)
-
-    @classmethod
-    def same(cls, layers: Iterable[int]) -> LayerPairing:
-        """Each layer paired with itself: a model's own vectors, the controls of a comparison."""
-        return cls(pairs=tuple(LayerPair(i, i, float("nan")) for i in layers))
-
-    @property
-    def expert_layers(self) -> tuple[int, ...]:
-        return tuple(p.expert_layer for p in self.pairs)
-
-    @property
-    def target_layers(self) -> tuple[int, ...]:
-        return tuple(p.target_layer for p in self.pairs)
-
-    def __iter__(self) -> Iterator[LayerPair]:
-        return iter(self.pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)

@@ -41,6 +41,12 @@ class Align(str, Enum):
     identity = "identity"
 
 
+class Estimator(str, Enum):
+    gaussian = "gaussian"
+    ksg = "ksg"
+    renyi2 = "renyi2"
+
+
 class Solver(str, Enum):
     closed_form = "closed_form"
     adam = "adam"
@@ -94,6 +100,9 @@ def fit(
     align: Annotated[Align, typer.Option(help="Alignment method.")] = Align.autoencoder,
     solver: Annotated[Solver, typer.Option(help="Auto-encoder solver.")] = Solver.closed_form,
     rotation: Annotated[Rotation, typer.Option(help="Basis of the code.")] = Rotation.procrustes,
+    estimator: Annotated[
+        Estimator, typer.Option(help="How mutual information is estimated.")
+    ] = Estimator.gaussian,
     components: Annotated[
         int | None, typer.Option(help="Principal components for the information.")
     ] = None,
@@ -132,6 +141,7 @@ def fit(
         method=align.value,
         solver=solver.value,
         rotation=rotation.value,
+        estimator=estimator.value,
         components=components,
         null=null or None,
         direction=direction.value,
@@ -156,6 +166,7 @@ def fit(
         dtype=dtype,
     )
     vectors.save_pretrained(out)
+    pipeline.pairing_.save_pretrained(out)
     _show(vectors, out, as_json)
 
 
@@ -217,12 +228,43 @@ def generate(
 @app.command()
 def inspect(
     folder: Annotated[str, typer.Argument(help="Folder or Hub id of steering vectors.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the layer pairs into this PNG (plot extra).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a folder of steering vectors holds: layers, norms and where they came from."""
+    """Show what a folder holds: steering vectors, where they came from, and the layer pairs."""
     from .vectors import SteeringVectors
 
+    pairing = _pairing_in(folder)
+    if plot is not None:
+        _plot_pairs(pairing, folder, plot)
+    if pairing is not None and not as_json:
+        from .heat import heat_map_text
+
+        if pairing.matrix is not None:
+            Console().print(heat_map_text(pairing), "")
+        if not Path(folder, "steering_vectors.json").is_file():
+            return
     _show(SteeringVectors.from_pretrained(folder), folder, as_json)
+
+
+def _pairing_in(folder: str):
+    from .pairing import LayerPairing
+
+    if not Path(folder, "layer_pairing.json").is_file():
+        return None
+    return LayerPairing.from_pretrained(folder)
+
+
+def _plot_pairs(pairing, folder: str, path: Path) -> None:
+    from .report import can_plot, heat_map
+
+    if pairing is None or pairing.matrix is None:
+        raise ValueError(f"folder {folder!r} holds no matrix of layer pairs to plot")
+    if not can_plot():
+        raise ValueError("--plot needs matplotlib: pip install 'expertsteer[plot]'")
+    heat_map(path, pairing.matrix, pairing, pairing.expert_axis, pairing.target_axis)
 
 
 def _continue(network, tokenizer, text, vectors, strength, options, sampling, seed):

@@ -12,8 +12,9 @@ from .artifacts import Alignment, HiddenStates, LayerPairing, MutualInformation
 from .contrast import ContrastSet
 from .fit import METHODS as DIRECTIONS
 from .fit import fit_vectors
+from .information import ESTIMATORS, mutual_information
 from .models import capture, load
-from .pair import ESTIMATORS, RULES, mutual_information, pair_layers
+from .pair import RULES, Effect, pair_layers
 from .rfm import RFM
 from .vectors import SteeringVectors
 
@@ -24,7 +25,7 @@ class ExpertSteer:
 
     Attributes:
         pairs: layer pairs to steer; by default four, or fewer where the target is shallower.
-        rule: see `pair_layers`.
+        rule, effect: see `pair_layers`.
         method, solver, rotation: see `align`.
         estimator, components, null: see `mutual_information`.
         direction, rfm, validation: see `fit_vectors` (``direction`` is its ``method``).
@@ -37,6 +38,7 @@ class ExpertSteer:
 
     pairs: int | None = None
     rule: str = "lowest"
+    effect: Effect | None = None
     method: str = "autoencoder"
     solver: str = "closed_form"
     rotation: str = "procrustes"
@@ -64,6 +66,11 @@ class ExpertSteer:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, came {getattr(self, name)!r}")
+        if (self.rule == "validated") != (self.effect is not None):
+            raise ValueError(
+                "effect must be given with rule='validated' and with no other, came rule="
+                f"{self.rule!r} and effect={self.effect!r}"
+            )
         if self.pairs is not None and self.pairs < 1:
             raise ValueError(f"pairs must be at least 1, came {self.pairs}")
         if not 0 <= self.validation < 1:
@@ -125,6 +132,7 @@ class ExpertSteer:
             self.rule,
             expert_layers=expert.layers,
             target_layers=target.layers,
+            effect=self.effect,
             seed=self.seed,
         )
         return fit_vectors(

@@ -26,8 +26,9 @@ from ..align import align
 from ..artifacts import HiddenStates, LayerPairing
 from ..evaluate import Interval, bootstrap_interval, choice_probabilities, mean_loss
 from ..fit import fit_vectors
+from ..information import mutual_information
 from ..models import capture
-from ..pair import mutual_information, pair_layers
+from ..pair import pair_layers
 from ..steer import Steering, attach
 from ..vectors import SteeringVectors
 from . import contrast_set, load, world

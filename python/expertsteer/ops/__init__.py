@@ -16,10 +16,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from . import native, native_rfm, reference
+from . import gaussian, native, native_rfm, reference, reference_mi
 from .carry import Carry
 
-BACKENDS = ("auto", "reference", "triton", "native")
+BACKENDS = ("auto", "reference", "triton", "native", "torch")
 
 
 def _on_use(module: str, name: str) -> Callable:
@@ -65,20 +65,20 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "native": native_rfm.agop,
         "reference": reference.agop,
     },
-    "gaussian_information": {"reference": reference.gaussian_information},
+    "gaussian_information": {
+        "torch": gaussian.gaussian_information,
+        "reference": reference.gaussian_information,
+    },
+    "max_norm_distances": {
+        "native": native.max_norm_distances,
+        "reference": reference_mi.max_norm_distances,
+    },
+    "ksg_counts": {
+        "native": native.ksg_counts,
+        "triton": _on_use("triton_ksg", "ksg_counts"),
+        "reference": reference_mi.ksg_counts,
+    },
 }
-# What the compiled extension does on CPUs only, whether or not it was built with CUDA.
-_CPU_ONLY = (
-    "gram",
-    "cross_gram",
-    "times_transposed",
-    "inner",
-    "gradient_rows",
-    "median_distance",
-    "laplace",
-    "ridge_solve",
-    "agop",
-)
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -89,13 +89,27 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype == torch.float32 else f"dtype {dtype} is not torch.float32"
 
 
-def _why_not(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    if backend == "triton":
-        return _why_not_triton(device, dtype)
-    if backend == "native":
-        serves = native_rfm.why_not if operation in _CPU_ONLY else native.why_not
-        return serves(device, dtype)
-    return None
+_WHY_NOT = {
+    "native": native.why_not,
+    "triton": _why_not_triton,
+    "reference": lambda device, dtype: None,
+    "torch": lambda device, dtype: None,
+}
+
+
+# Operations that ask more of a backend than the rest.
+_WHY_NOT_FOR = {
+    (name, "native"): native_rfm.why_not
+    for name, backends in _IMPLEMENTATIONS.items()
+    if getattr(backends.get("native"), "__module__", "") == native_rfm.__name__
+} | {
+    ("max_norm_distances", "native"): native.why_not_ksg,
+    ("ksg_counts", "native"): native.why_not_ksg,
+}
+
+
+def _why_not(operation: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    return _WHY_NOT_FOR.get((operation, name), _WHY_NOT[name])(device, dtype)
 
 
 # Where a backend has been run and measured: "auto" takes it nowhere else. No kernel here has met a
@@ -223,3 +237,67 @@ def gaussian_information(x: Tensor, y: Tensor, *, backend: str = "auto") -> Tens
             "more rows or ask for fewer components"
         )
     return choose("gaussian_information", backend, x.device, x.dtype)(x, y)
+
+
+def shrunk_gaussian_information(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference_mi.shrunk_gaussian_information`, for more components than rows can carry."""
+    return reference_mi.shrunk_gaussian_information(x, y)
+
+
+KSG_TILE_BYTES = 256 * 2**20  # distances of all layers held at once
+
+
+def ksg_information(
+    x: Tensor, y: Tensor, k: int = 3, variant: int = 1, *, backend: str = "auto"
+) -> Tensor:
+    """Nearest-neighbour information of every pair of layers (Kraskov et al. 2004), in nats.
+
+    Args:
+        x: ``[L_x, n, r_x]`` and y: ``[L_y, n, r_y]`` float32, paired rows, as
+            `reference_mi.on_a_grid` gives them where counts must equal those of double precision.
+        k: neighbours; variant: 1 or 2.
+
+    Returns:
+        ``[L_x, L_y]`` float64. Memory: 256 MiB of distances, tile by tile of the rows, beside
+        ``8 L_x L_y`` bytes per row of the tile for the counts.
+    """
+    counts = choose("ksg_counts", backend, x.device, x.dtype)
+    # Distances are the same bits from either, so a backend without its own takes the reference's.
+    own = backend if backend in _IMPLEMENTATIONS["max_norm_distances"] else "auto"
+    distances_of = choose("max_norm_distances", own, x.device, x.dtype)
+    n = x.shape[1]
+    per_row = 4 * (x.shape[0] + y.shape[0]) * n + 8 * x.shape[0] * y.shape[0]
+    rows = max(1, min(n, KSG_TILE_BYTES // per_row))
+    sums = torch.zeros(x.shape[0], y.shape[0], dtype=torch.float64, device=x.device)
+    for start in range(0, n, rows):
+        tile = range(start, min(n, start + rows))
+        distances = (distances_of(codes, tile) for codes in (x, y))
+        n_x, n_y = _checked_counts(counts, *distances, k, variant)
+        sums += reference_mi.digamma_sums(n_x, n_y, n, variant)
+    return reference_mi.ksg_information(sums, n, k, variant)
+
+
+def ksg_counts(
+    x: Tensor, y: Tensor, k: int, variant: int = 1, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Checked `reference_mi.ksg_counts`."""
+    counts = choose("ksg_counts", backend, x.device, x.dtype)
+    return _checked_counts(counts, x, y, k, variant)
+
+
+def _checked_counts(
+    counts: Callable, x: Tensor, y: Tensor, k: int, variant: int
+) -> tuple[Tensor, Tensor]:
+    if x.ndim != 3 or y.ndim != 3 or x.shape[1:] != y.shape[1:] or x.dtype != y.dtype:
+        raise ValueError(
+            "x and y must be distances [layers, rows, n] of one dtype over the same points, came "
+            f"{tuple(x.shape)} of {x.dtype} and {tuple(y.shape)} of {y.dtype}"
+        )
+    if variant not in (1, 2):
+        raise ValueError(f"variant must be 1 or 2, came {variant!r}")
+    if not isinstance(k, int) or not 1 <= k < x.shape[2]:
+        raise ValueError(
+            f"k must be an integer between 1 and the number of other points, {x.shape[2] - 1}; "
+            f"came {k}"
+        )
+    return counts(x, y, k, variant)

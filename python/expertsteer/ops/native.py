@@ -63,3 +63,33 @@ def steer_add(hidden: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tens
     else:
         _C.steer_add_cpu(*arguments)
     return hidden
+
+
+def max_norm_distances(codes: Tensor, rows: range) -> Tensor:
+    """`reference_mi.max_norm_distances` on ``torch.get_num_threads()`` threads."""
+    layers, n, components = codes.shape
+    columns = codes.mT.contiguous()
+    out = torch.empty(layers, len(rows), n)
+    sizes = layers, components, n, rows.start, len(rows)
+    _C.max_norm_distances_cpu(columns.data_ptr(), out.data_ptr(), *sizes, torch.get_num_threads())
+    return out
+
+
+def ksg_counts(x: Tensor, y: Tensor, k: int, variant: int) -> tuple[Tensor, Tensor]:
+    """`reference_mi.ksg_counts` on ``torch.get_num_threads()`` threads."""
+    x, y = x.contiguous(), y.contiguous()
+    (layers_x, rows, n), layers_y = x.shape, y.shape[0]
+    n_x, n_y = (torch.empty(layers_x, layers_y, rows, dtype=torch.int32) for _ in range(2))
+    pointers = [t.data_ptr() for t in (x, y, n_x, n_y)]
+    sizes = layers_x, layers_y, rows, n
+    _C.ksg_counts_cpu(*pointers, *sizes, k, variant, torch.get_num_threads())
+    return n_x, n_y
+
+
+def why_not_ksg(device: torch.device, dtype: torch.dtype) -> str | None:
+    """As `why_not`, for distances and counts: single precision, in the processor's memory."""
+    if _C is None:
+        return MISSING
+    if device.type != "cpu":
+        return f"device {device} is not the CPU"
+    return None if dtype == torch.float32 else f"dtype {dtype} is not torch.float32"

@@ -29,6 +29,7 @@ from .spectrum import Directions
 BANDWIDTH_MODES = ("median", "constant")
 NORMALIZATIONS = ("none", "max")
 TUNING_METRICS = ("mse", "auc")
+BACKENDS = ("auto", *ops.backends_of("laplace"))
 NAMES = (
     "bandwidth",
     "bandwidth_mode",
@@ -100,8 +101,8 @@ class RFM:
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {choices}, came {value!r}")
-        if backend not in ops.BACKENDS:
-            raise ValueError(f"backend must be one of {ops.BACKENDS}, came {backend!r}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {BACKENDS}, came {backend!r}")
         plan(2, 1, regime=regime, memory_budget=memory_budget or 1 << 40)  # checks both names
         self.bandwidth, self.bandwidth_mode, self.reg = bandwidth, bandwidth_mode, reg
         self.iters, self.center_grads, self.normalize = iters, center_grads, normalize

@@ -1,0 +1,155 @@
+"""What step 2 hands on: information between layers, and the layer pairs chosen from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ._files import parsing, read_artifact, write_artifact
+
+
+@dataclass(frozen=True, eq=False)
+class MutualInformation:
+    """Information between layers, with what chance alone would give and how sure it is.
+
+    All tensors are ``[L_E, L_T]``, in nats unless said otherwise; ``None`` where not asked for.
+
+    Attributes:
+        nats: the estimate.
+        floor: the 95 % quantile over row permutations of one side.
+        z_score: (nats - mean of the permutations) / their standard deviation, a pure number.
+        permutations: how many permutations the null holds.
+        low, high: 95 % interval over examples.
+        standard_error: over examples.
+        draws: how many draws of examples the interval holds.
+        shrinkage: share by which correlations were shrunk, 0 where the unbiased estimate exists.
+        estimator, examples, components: how it was made.
+    """
+
+    nats: Tensor
+    floor: Tensor | None = None
+    z_score: Tensor | None = None
+    permutations: int = 0
+    low: Tensor | None = None
+    high: Tensor | None = None
+    standard_error: Tensor | None = None
+    draws: int = 0
+    shrinkage: Tensor | None = None
+    estimator: str = "gaussian"
+    examples: int | None = None
+    components: int | None = None
+
+
+class LayerPair(NamedTuple):
+    """One intervention: expert layer, target layer, and their mutual information in nats."""
+
+    expert_layer: int
+    target_layer: int
+    nats: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerPairing:
+    """The chosen layer pairs, in the order in which the rule chose them.
+
+    Attributes:
+        pairs: ``LayerPair`` rows; a target layer appears at most once.
+        rule: ``"lowest"``, ``"highest"``, ``"random"``, ``"validated"``, or ``"given"`` for pairs
+            by hand.
+        matrix: the information ``[L_E, L_T]`` (nats) the choice was made from, if any.
+        expert_axis, target_axis: the layers that the rows and columns of ``matrix`` stand for.
+        floor: ``[L_E, L_T]``, what chance alone would give, where it was estimated.
+        effects: ``(expert_layer, target_layer, effect)`` for every pair that was measured.
+        settings: how many pairs, tolerance, windows; json values.
+    """
+
+    pairs: tuple[LayerPair, ...]
+    rule: str = "given"
+    matrix: Tensor | None = None
+    expert_axis: tuple[int, ...] = ()
+    target_axis: tuple[int, ...] = ()
+    floor: Tensor | None = None
+    effects: tuple[tuple[int, int, float], ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        pairs = tuple(LayerPair(int(p[0]), int(p[1]), float(p[2])) for p in self.pairs)
+        if not pairs:
+            raise ValueError("pairs must hold at least one (expert_layer, target_layer, nats) row")
+        targets = [p.target_layer for p in pairs]
+        if len(set(targets)) < len(targets):
+            raise ValueError(f"a target layer may be steered once, came target layers {targets}")
+        object.__setattr__(self, "pairs", pairs)
+        if self.matrix is None:
+            return
+        for name, count in zip(("expert_axis", "target_axis"), self.matrix.shape):
+            axis = tuple(int(i) for i in getattr(self, name)) or tuple(range(count))
+            if len(axis) != count:
+                raise ValueError(f"{name} must name {count} layers like matrix, came {axis}")
+            object.__setattr__(self, name, axis)
+        if self.floor is not None and self.floor.shape != self.matrix.shape:
+            raise ValueError(
+                f"floor must have the shape of matrix, {tuple(self.matrix.shape)}, came "
+                f"{tuple(self.floor.shape)}"
+            )
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{p.expert_layer} -> {p.target_layer}: {p.nats:.3g}" for p in self)
+        matrix = "none" if self.matrix is None else "x".join(map(str, self.matrix.shape))
+        return f"LayerPairing(rule={self.rule!r}, nats=[{listed}], matrix={matrix})"
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        tensors = {"matrix": self.matrix, "floor": self.floor}
+        tensors = {name: t for name, t in tensors.items() if t is not None}
+        header = {
+            # json has no NaN: pairs by hand may have no information
+            "pairs": [[*p[:2], None if p.nats != p.nats else p.nats] for p in self.pairs],
+            "rule": self.rule,
+            "expert_axis": self.expert_axis,
+            "target_axis": self.target_axis,
+            "effects": self.effects,
+            "settings": self.settings,
+        }
+        write_artifact(folder, "layer_pairing", tensors, header)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> LayerPairing:
+        tensors, header = read_artifact(folder, "layer_pairing")
+        with parsing(folder, "layer_pairing"):
+            pairs = tuple(
+                LayerPair(e, t, float("nan") if nats is None else nats)
+                for e, t, nats in header["pairs"]
+            )
+            return cls(
+                pairs,
+                header["rule"],
+                tensors.get("matrix"),
+                tuple(header["expert_axis"]),
+                tuple(header["target_axis"]),
+                tensors.get("floor"),
+                tuple((e, t, value) for e, t, value in header["effects"]),
+                header["settings"],
+            )
+
+    @classmethod
+    def same(cls, layers: Iterable[int]) -> LayerPairing:
+        """Each layer paired with itself: a model's own vectors, the controls of a comparison."""
+        return cls(pairs=tuple(LayerPair(i, i, float("nan")) for i in layers))
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        return tuple(p.expert_layer for p in self.pairs)
+
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        return tuple(p.target_layer for p in self.pairs)
+
+    def __iter__(self) -> Iterator[LayerPair]:
+        return iter(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
