@@ -64,14 +64,6 @@ void define_rfm(py::module_& m, const std::string& suffix) {
         },
         py::arg("weights"), py::arg("alpha"), py::arg("n"), py::arg("transform"), py::arg("sums"),
         py::arg("threads"), released);
-  m.def(("outer_transform_" + suffix).c_str(),
-        [](Pointer weights, Pointer alpha, Pointer sums, Size n, Size outputs, Pointer square,
-           int threads) {
-          expertsteer::outer_transform(at<const T>(weights), at<const T>(alpha), at<const T>(sums),
-                                       n, outputs, at<T>(square), threads);
-        },
-        py::arg("weights"), py::arg("alpha"), py::arg("sums"), py::arg("n"), py::arg("outputs"),
-        py::arg("square"), py::arg("threads"), released);
   m.def(("mirror_lower_" + suffix).c_str(),
         [](Pointer matrix, Size n, int threads) {
           expertsteer::mirror_lower(at<T>(matrix), n, threads);

@@ -25,12 +25,6 @@ template <typename T>
 void gradient_transform(const T* weights, const T* alpha, std::int64_t n, T* transform, T* sums,
                         int threads);
 
-// sum_c T_c^T T_c over several outputs, in place of `square` = W W (lower triangle in, full matrix
-// out): diag(sum_c s_c^2) - W o (S A^T + A S^T) + (W W) o (A A^T). alpha and sums are [n, outputs].
-template <typename T>
-void outer_transform(const T* weights, const T* alpha, const T* sums, std::int64_t n,
-                     std::int64_t outputs, T* square, int threads);
-
 // Copy the lower triangle of an n x n matrix onto its upper one.
 template <typename T>
 void mirror_lower(T* matrix, std::int64_t n, int threads);

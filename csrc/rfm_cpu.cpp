@@ -248,24 +248,6 @@ EXPERTSTEER_CLONES T transform_row(const T* weights, const T* alpha, std::int64_
 }
 
 template <typename T>
-EXPERTSTEER_CLONES void outer_row(const T* weights, const T* alpha, const T* sums,
-                                  std::int64_t outputs, const T* own_alpha, const T* own_sums,
-                                  std::int64_t count, std::vector<T>& scratch, T* square) {
-  T* products = scratch.data();
-  T* crossed = products + count;
-  std::fill(products, products + 2 * count, T(0));
-  for (std::int64_t c = 0; c < outputs; ++c) {
-    const T a = own_alpha[c], s = own_sums[c];
-    for (std::int64_t j = 0; j < count; ++j) {
-      products[j] += a * alpha[j * outputs + c];
-      crossed[j] += s * alpha[j * outputs + c] + a * sums[j * outputs + c];
-    }
-  }
-  for (std::int64_t j = 0; j < count; ++j)
-    square[j] = square[j] * products[j] - weights[j] * crossed[j];
-}
-
-template <typename T>
 void mirror_block(T* matrix, std::int64_t n, std::int64_t block) {
   const std::int64_t first = block * kTile, stop = std::min(n, first + kTile);
   for (std::int64_t column = 0; column < stop; column += kTile)
@@ -313,31 +295,14 @@ void gradient_transform(const T* weights, const T* alpha, std::int64_t n, T* tra
 }
 
 template <typename T>
-void outer_transform(const T* weights, const T* alpha, const T* sums, std::int64_t n,
-                     std::int64_t outputs, T* square, int threads) {
-  for_blocks(tiles(n), n * n / 2 * outputs, threads, [&](std::int64_t b) {
-    std::vector<T> scratch(2 * n);
-    for (std::int64_t i = b * kTile; i < std::min(n, (b + 1) * kTile); ++i) {
-      outer_row(weights + i * n, alpha, sums, outputs, alpha + i * outputs, sums + i * outputs,
-                i + 1, scratch, square + i * n);
-      for (std::int64_t c = 0; c < outputs; ++c)
-        square[i * n + i] += sums[i * outputs + c] * sums[i * outputs + c];
-    }
-    mirror_block(square, n, b);
-  });
-}
-
-template <typename T>
 void mirror_lower(T* matrix, std::int64_t n, int threads) {
   for_blocks(tiles(n), n * n / 2, threads, [&](std::int64_t b) { mirror_block(matrix, n, b); });
 }
 
-#define EXPERTSTEER_INSTANTIATE(T)                                                               \
-  template T median_distance<T>(const T*, std::int64_t, int);                                    \
-  template void laplace<T>(const T*, std::int64_t, T, T, T*, T*, int);                           \
-  template void gradient_transform<T>(const T*, const T*, std::int64_t, T*, T*, int);            \
-  template void outer_transform<T>(const T*, const T*, const T*, std::int64_t, std::int64_t, T*, \
-                                   int);                                                         \
+#define EXPERTSTEER_INSTANTIATE(T)                                                    \
+  template T median_distance<T>(const T*, std::int64_t, int);                         \
+  template void laplace<T>(const T*, std::int64_t, T, T, T*, T*, int);                \
+  template void gradient_transform<T>(const T*, const T*, std::int64_t, T*, T*, int); \
   template void mirror_lower<T>(T*, std::int64_t, int);
 EXPERTSTEER_INSTANTIATE(float)
 EXPERTSTEER_INSTANTIATE(double)

@@ -10,25 +10,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Carry:
-    """``B P`` of one step, in the factors that the step has computed anyway.
+    """``B P = sum_c T_c^T (T_c P)`` of one step, in the factors that the step has computed anyway.
 
-    With ``rows`` (the gradient rows ``T_c P``, mean taken off where centred) it is
-    ``sum_c T_c^T (T_c P)``; with ``product`` it is that matrix itself. ``M' X^T = M X^T (B P)``, so
-    predictions and eigenvectors follow a chain of these maps.
+    ``M' X^T = M X^T (B P)``, so predictions and eigenvectors follow a chain of these maps.
     """
 
     weights: Tensor  # W, [B, n, n]
     alpha: Tensor  # [B, n, C]
     sums: Tensor  # W alpha, [B, n, C]
-    centre: Tensor | None = None  # [B] bool, where the mean gradient was taken off
-    sizes: Tensor | None = None  # [B], the points of each problem
-    rows: Tensor | None = None  # [B, C, n, n]
-    product: Tensor | None = None  # [B, n, n]
+    centre: Tensor | None  # [B] bool, where the mean gradient was taken off
+    sizes: Tensor | None  # [B], the points of each problem
+    rows: Tensor  # T_c P, the mean taken off where centred, [B, C, n, n]
 
     def apply(self, columns: Tensor) -> Tensor:
         """``B P columns`` for ``[B, n, k]``."""
-        if self.product is not None:
-            return self.product @ columns
         total = None
         for c in range(self.rows.shape[1]):
             image = self.rows[:, c] @ columns
@@ -46,8 +41,6 @@ class Carry:
         """
         factors = self._transformed(cross)  # V T_c^T
         square = sum(f.square().sum(dim=-1) for f in factors)
-        if self.product is not None:
-            return cross @ self.product, square
         return sum(f @ self.rows[:, c] for c, f in enumerate(factors)), square
 
     def _transformed(self, cross: Tensor) -> list[Tensor]:

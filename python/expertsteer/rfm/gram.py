@@ -119,7 +119,8 @@ class GramFits(Fits):
     @property
     def bytes(self) -> int:
         n = self.points.shape[1]
-        return (2 * self.options.iters + 1) * len(self.y) * n * n * self.y.element_size()
+        matrices = self.options.iters * (1 + self.y.shape[2]) + 1
+        return matrices * len(self.y) * n * n * self.y.element_size()
 
     def forget(self) -> None:
         self.steps = []
@@ -186,13 +187,9 @@ class GramFits(Fits):
         largest = largest.clamp(min=torch.finfo(largest.dtype).tiny)
         if last:  # nobody asks for the next one
             return None, largest
-        if carry.product is not None:
-            following = self.ops.times_transposed(seen, carry.product.mT)
-        else:
-            following = sum(
-                self.ops.times_transposed(rows[:, c], carry.rows[:, c].mT)
-                for c in range(rows.shape[1])
-            )
+        following = sum(
+            self.ops.times_transposed(rows[:, c], carry.rows[:, c].mT) for c in range(rows.shape[1])
+        )
         return following.div_(largest.view(-1, 1, 1)), largest
 
     def predict(self, new: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 ==========  ==================================  ===============================================
 regime      keeps                               floating-point operations per AGOP update
 ==========  ==================================  ===============================================
-gram        n x n matrices, 4 + 2 iters of them  10/3 n^3 (one output), about 13/3 n^3 (several)
+gram        4 + (1 + C) iters n x n matrices     n^3/3 + 3 C n^3
 feature     2 n x n, some n x d and d x d        n^3/3 + (1 + 2 C) n^2 d + (C + 2) n d^2
 streamed    what the memory budget allows        passes over n^2/2 kernel entries, 2 d each
 ==========  ==================================  ===============================================
 
 The Gram matrix itself costs n^2 d once in the Gram regime, so that regime wins up to n of about
-1.5 d (a little more for several outputs), the feature regime beyond, as long as n x n fits.
+1.5 d, the feature regime beyond, as long as n x n fits.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def default_memory_budget(device: torch.device) -> int:
 def _operations(n: int, d: int, outputs: int, iters: int, normalize: str) -> dict[str, float]:
     n, d = float(n), float(d)
     cholesky = (iters + 1) * n**3 / 3
-    gram = n * n * d + iters * (3 if outputs == 1 else 4) * n**3 + cholesky
+    gram = n * n * d + iters * 3 * outputs * n**3 + cholesky
     if normalize == "max":
         gram += iters * 4 * outputs * n * n * d
     update = 2 * outputs * n * n * d + (outputs + 2) * n * d * d
@@ -112,8 +112,9 @@ def _operations(n: int, d: int, outputs: int, iters: int, normalize: str) -> dic
 
 def _bytes(n: int, d: int, outputs: int, iters: int, size: int) -> dict[str, int]:
     points = 2 * n * d  # centred, and seen through the metric
+    maps = outputs if outputs > 1 else 0  # T_c side by side; a single one has a buffer to share
     return {
-        "gram": size * ((4 + 2 * iters) * n * n + points),
+        "gram": size * ((4 + (1 + outputs) * iters + maps) * n * n + points),
         "feature": size * (2 * n * n + points + outputs * n * d + 3 * d * d),
         "streamed": _streamed_bytes(n, d, outputs, size, LEAST_TILE, LEAST_RANK),
     }
