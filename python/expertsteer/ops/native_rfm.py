@@ -214,7 +214,11 @@ def agop(
 def _transposed_rows(gram, weights, alpha, sums, scratch) -> Tensor:
     """``(T_c P)^T = P T_c^T`` of every output, ``[n, C, n]``."""
     n, outputs = alpha.shape
-    maps = scratch.unsqueeze(0) if outputs == 1 else scratch.new_empty(outputs, n, n)
+    if outputs == 1:
+        _transform(weights, alpha, scratch, sums)
+        return products.times_transposed(gram, scratch).unsqueeze(1)
+    rows = scratch.new_empty(n, outputs, n)
     for c in range(outputs):
-        _transform(weights, alpha[:, c].contiguous(), maps[c], sums[c])
-    return products.times_transposed(gram, maps.view(-1, n)).view(n, outputs, n)
+        _transform(weights, alpha[:, c].contiguous(), scratch, sums[c])
+        rows[:, c] = products.times_transposed(gram, scratch)
+    return rows

@@ -112,9 +112,8 @@ def _operations(n: int, d: int, outputs: int, iters: int, normalize: str) -> dic
 
 def _bytes(n: int, d: int, outputs: int, iters: int, size: int) -> dict[str, int]:
     points = 2 * n * d  # centred, and seen through the metric
-    maps = outputs if outputs > 1 else 0  # T_c side by side; a single one has a buffer to share
     return {
-        "gram": size * ((4 + (1 + outputs) * iters + maps) * n * n + points),
+        "gram": size * ((4 + (1 + outputs) * iters) * n * n + points),
         "feature": size * (2 * n * n + points + outputs * n * d + 3 * d * d),
         "streamed": _streamed_bytes(n, d, outputs, size, LEAST_TILE, LEAST_RANK),
     }
