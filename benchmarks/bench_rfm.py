@@ -26,6 +26,8 @@ MACHINES = {
 @pytest.mark.parametrize("machine", MACHINES)
 def bench_direction(benchmark, machine, mode, shape, outputs):
     X, y = cases.problem(*shape, outputs)
+    if mode is cases.CONSTANT:
+        X = cases.at_distance(X)
     peer = cases.xrfm if machine == "expertsteer" else MACHINES[machine]
     benchmark.extra_info |= cases.gate(X, y, peer(X, y, mode), mode)
     benchmark.group = f"{shape}, {outputs} outputs, {mode['bandwidth_mode']} bandwidth"

@@ -39,6 +39,7 @@ def require_direction(found, exact):
 def layers():
     data = [cases.problem(N + 200, D, seed=s) for s in range(LAYERS)]
     X, y = (torch.stack(t).cuda() for t in zip(*data))
+    X = cases.at_distance(X)
     return X[:, :N], y[:, :N], X[:, N:], y[:, N:]
 
 

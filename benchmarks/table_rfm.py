@@ -89,6 +89,8 @@ def several(store: Store, cells: list) -> None:
 
 def one_fit(n: int, d: int, outputs: int, mode: dict, peers: dict) -> dict:
     X, y = cases.problem(n, d, outputs)
+    if mode is cases.CONSTANT:
+        X = cases.at_distance(X)
     figures = {"n": n, "d": d, "outputs": outputs, "mode": mode["bandwidth_mode"], "peers": {}}
     for name, peer in peers.items():
         start = time.perf_counter()
@@ -115,6 +117,7 @@ def grid(store: Store) -> None:
         layers, n, d = 32, 512, 4096
         data = [cases.problem(n + 100, d, seed=s) for s in range(layers)]
         X, y = (torch.stack(t) for t in zip(*data))
+        X = cases.at_distance(X)
         split = X[:, :n], y[:, :n], X[:, n:], y[:, n:]
         machine = es.RFM(bandwidth_mode="constant", normalize="max", reg=cases.REG, iters=5)
         own = cases.seconds(lambda: machine.fit_grid(*split, **GRID), 3, 1)

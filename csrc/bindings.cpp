@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "gaussian.h"
 #include "ksg.h"
 #include "rfm.h"
 #include "steer.h"
@@ -94,6 +95,18 @@ PYBIND11_MODULE(_C, m) {
         expertsteer::steer_add_cpu(args);
       },
       EXPERTSTEER_STEER_ADD_ARGS);
+
+  m.def(
+      "log_determinants_cpu",
+      [](std::uintptr_t product, std::int64_t rows, std::int64_t columns, std::int64_t r,
+         std::int64_t s, std::uintptr_t nats, std::uintptr_t smallest, int threads) {
+        const expertsteer::LogDeterminants args{
+            at<const float>(product), rows, columns, r, s, at<double>(nats), at<float>(smallest)};
+        py::gil_scoped_release release;
+        expertsteer::log_determinants_cpu(args, threads);
+      },
+      py::arg("product"), py::arg("rows"), py::arg("columns"), py::arg("r"), py::arg("s"),
+      py::arg("nats"), py::arg("smallest"), py::arg("threads"));
 
   define_rfm<float>(m, "float32");
   define_rfm<double>(m, "float64");

@@ -148,6 +148,18 @@ def test_laplace_is_its_formula():
     assert bool((weights >= 0).all()) and torch.equal(weights, weights.mT)
 
 
+def test_laplace_between_points_is_its_formula():
+    left, right = torch.randn(2, 5, 4).double(), torch.randn(2, 7, 4).double()
+    norms = [p.square().sum(-1) for p in (left, right)]
+    length = torch.tensor([0.7, 2.0]).double()
+    kernel, weights = ops.laplace_points(left, right, *norms, length)
+    distance = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(kernel, torch.exp(-distance / length.view(2, 1, 1)))
+    torch.testing.assert_close(weights, kernel / distance / length.view(2, 1, 1))
+    with pytest.raises(ValueError, match="left, right, left_norms"):
+        ops.laplace_points(left, right[..., :3], *norms, length)
+
+
 def test_agop_is_the_gram_matrix_of_gradients_by_autograd():
     points = torch.randn(7, 3).double()
     points = points - points.mean(0)

@@ -132,11 +132,14 @@ def test_forgotten_steps_come_back_to_the_bit():
     X = torch.stack([problem(50, 60, seed=s)[0] for s in range(4)])
     y = torch.stack([problem(50, 60, seed=s)[1] for s in range(4)])[..., None]
     one = plan(50, 60, iters=3, dtype=torch.float64).bytes["gram"]
-    small = es.RFM(memory_budget=one).fit(X, y)
+    small = es.RFM(memory_budget=round(2.5 * one)).fit(X, y)
     large = es.RFM().fit(X, y)
     kept = [bool(p.kept[0].fits.steps) for p in small._fitted.parts]
-    assert not all(kept) and all(bool(p.kept[0].fits.steps) for p in large._fitted.parts)
+    assert (
+        any(kept) and not all(kept) and all(bool(p.kept[0].fits.steps) for p in large._fitted.parts)
+    )
     assert torch.equal(small.predict(X), large.predict(X))
+    assert kept == [bool(p.kept[0].fits.steps) for p in small._fitted.parts]  # dropped again
     assert torch.equal(small.directions(2).vectors, large.directions(2).vectors)
 
 
@@ -202,6 +205,39 @@ def test_a_grid_is_its_settings_one_by_one_and_keeps_the_best(lockstep, monkeypa
             rows = tuned.grid_.rows(b)
             (chosen,) = [row for row in rows if row["chosen"]]
             assert chosen[select] == pytest.approx(float(best[b]))
+
+
+@pytest.mark.parametrize("lockstep", [(1, 1), (2, 4)])
+def test_a_setting_without_gradients_is_passed_over_and_shown(lockstep, monkeypatch):
+    X, y = problem(30, 8)
+    batch, labels = torch.stack([X, 1e4 * X]), y.expand(2, -1)[..., None]
+    in_lockstep(monkeypatch, *lockstep)
+    rfm = es.RFM(bandwidth_mode="constant", iters=2, regime="gram")
+    rfm.fit_grid(batch, labels, batch, labels, bandwidth=(3.0, 3e4))  # 3 is nothing at 1e4
+    failed = rfm.grid_.values.isnan().all(dim=1)
+    assert failed.tolist() == [[False, True]] * 2 + [[False, False]] * 2
+    assert int(rfm.grid_.chosen[1]) >= 2 and not rfm.grid_.rows(1)[0]["chosen"]
+    alone = es.RFM(bandwidth_mode="constant", iters=2, regime="gram")
+    alone.fit_grid(X, y, X, y, bandwidth=(3.0, 3e4))
+    torch.testing.assert_close(rfm.direction_[0], alone.direction_)
+    with pytest.raises(ValueError, match="vanish or overflow"):
+        rfm.fit_grid(1e4 * X, y, 1e4 * X, y, bandwidth=(3.0, 5.0))
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_fit_advances_the_progress_bar(regime, monkeypatch):
+    done = []
+
+    class Counted(machine.Ticker):
+        def __call__(self, count=1):
+            done.append(count)
+            super().__call__(count)
+
+    monkeypatch.setattr(machine, "Ticker", Counted)
+    X, y = problem(20, 5)
+    batch = torch.stack([X, 2 * X, -X])
+    es.RFM(iters=2, regime=regime).fit_grid(batch, y, batch, y, bandwidth=(1.0, 2.0))
+    assert sum(done) == 3 * 4 * 3  # problems, settings, fits
 
 
 def test_bad_grids_are_refused():

@@ -36,6 +36,16 @@ def ksg_counts_cpu(
     variant: int,
     threads: int,
 ) -> None: ...
+def log_determinants_cpu(
+    product: int,
+    rows: int,
+    columns: int,
+    r: int,
+    s: int,
+    nats: int,
+    smallest: int,
+    threads: int,
+) -> None: ...
 
 # The passes of csrc/rfm.h, each in single and in double precision.
 def median_distance_float32(gram: int, n: int, threads: int) -> float: ...

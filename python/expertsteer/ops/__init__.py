@@ -59,6 +59,10 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "native": native_rfm.laplace,
         "reference": reference.laplace,
     },
+    "laplace_points": {
+        "triton": _on_use("triton_laplace", "laplace_points"),
+        "reference": reference.laplace_points,
+    },
     "ridge_solve": {"native": native_rfm.ridge_solve, "reference": reference.ridge_solve},
     "agop": {
         "triton": _on_use("triton_agop", "agop"),
@@ -66,6 +70,7 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
         "reference": reference.agop,
     },
     "gaussian_information": {
+        "native": gaussian.gaussian_information_native,
         "torch": gaussian.gaussian_information,
         "reference": reference.gaussian_information,
     },
@@ -105,6 +110,7 @@ _WHY_NOT_FOR = {
 } | {
     ("max_norm_distances", "native"): native.why_not_ksg,
     ("ksg_counts", "native"): native.why_not_ksg,
+    ("gaussian_information", "native"): native_rfm.why_not,  # on CPUs only
 }
 
 
@@ -204,6 +210,28 @@ def laplace(
             f"bandwidth must be {gram.shape[0]} positive numbers, came {bandwidth.tolist()}"
         )
     return choose("laplace", backend, gram.device, gram.dtype)(gram, bandwidth, sizes)
+
+
+def laplace_points(
+    left: Tensor,
+    right: Tensor,
+    left_norms: Tensor,
+    right_norms: Tensor,
+    bandwidth: Tensor,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Checked `reference.laplace_points`."""
+    shapes = [tuple(t.shape) for t in (left, right, left_norms, right_norms, bandwidth)]
+    expected = [shapes[0], (*shapes[0][:1], *shapes[1][1:-1], *shapes[0][-1:])]
+    expected += [expected[0][:-1], expected[1][:-1], expected[0][:1]]
+    if left.ndim != 3 or shapes != expected:
+        raise ValueError(
+            "left, right, left_norms, right_norms and bandwidth must be [B, m, d], [B, n, d], "
+            f"[B, m], [B, n] and [B], came {shapes}"
+        )
+    chosen = choose("laplace_points", backend, left.device, left.dtype)
+    return chosen(left, right, left_norms, right_norms, bandwidth)
 
 
 def agop(

@@ -8,9 +8,13 @@ of double by the singular values that define the operation (`reference.gaussian_
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from . import native
+from .products import times_transposed
 from .reference import whiten
 
 # Smallest pivot, 1 - s^2 or more, whose logarithm a dtype resolves well: a relative error of
@@ -20,17 +24,23 @@ _SMALLEST_PIVOT = {torch.float32: 0.03, torch.float64: 1e-6}
 
 def gaussian_information(x: Tensor, y: Tensor) -> Tensor:
     """`reference.gaussian_information`, float64 whatever the codes are."""
+    return _whole(x, y, _in_torch)
+
+
+def gaussian_information_native(x: Tensor, y: Tensor) -> Tensor:
+    """As `gaussian_information`, the log-determinants by the extension, on a CPU."""
+    return _whole(x, y, _in_the_extension)
+
+
+def _whole(x: Tensor, y: Tensor, single: Callable) -> Tensor:
     left, right = (whiten(codes.double()).mT for codes in (x, y))  # [L, r, n]
     if left.shape[1] > right.shape[1]:  # the r x r side is the smaller one
-        return _all_pairs(right, left).mT
-    return _all_pairs(left, right)
+        return _all_pairs(right, left, single).mT
+    return _all_pairs(left, right, single)
 
 
-def _all_pairs(left: Tensor, right: Tensor) -> Tensor:
-    (rows, r, n), (columns, s, _) = left.shape, right.shape
-    product = left.reshape(-1, n).float() @ right.reshape(-1, n).float().mT
-    correlation = product.view(rows, r, columns, s).transpose(1, 2)  # [rows, columns, r, s]
-    nats, weak = _log_determinants(correlation)
+def _all_pairs(left: Tensor, right: Tensor, single: Callable) -> Tensor:
+    nats, weak = single(left, right)
     for row in weak.any(dim=1).nonzero().flatten().tolist():
         again = weak[row].nonzero().flatten()
         correlation = left[row] @ right[again].mT  # [pairs, r, s] float64
@@ -39,6 +49,22 @@ def _all_pairs(left: Tensor, right: Tensor) -> Tensor:
             exact[edge] = _from_singular_values(correlation[edge])
         nats[row, again] = exact
     return nats
+
+
+def _in_torch(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Information in single precision ``[L_x, L_y]``, and where that does not resolve it."""
+    (rows, r, n), (columns, s, _) = left.shape, right.shape
+    product = left.reshape(-1, n).float() @ right.reshape(-1, n).float().mT
+    correlation = product.view(rows, r, columns, s).transpose(1, 2)  # [rows, columns, r, s]
+    return _log_determinants(correlation)
+
+
+def _in_the_extension(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    (rows, r, n), (columns, s, _) = left.shape, right.shape
+    stacked = (side.reshape(-1, n).float().contiguous() for side in (right, left))
+    product = times_transposed(*stacked)  # [L_y s, L_x r]
+    nats, smallest = native.log_determinants(product, rows, columns, r, s)
+    return nats, ~(smallest >= _SMALLEST_PIVOT[torch.float32])
 
 
 def _log_determinants(correlation: Tensor) -> tuple[Tensor, Tensor]:

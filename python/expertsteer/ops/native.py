@@ -86,6 +86,27 @@ def ksg_counts(x: Tensor, y: Tensor, k: int, variant: int) -> tuple[Tensor, Tens
     return n_x, n_y
 
 
+def log_determinants(
+    product: Tensor, rows: int, columns: int, r: int, s: int
+) -> tuple[Tensor, Tensor]:
+    """``-1/2 log det(1 - R R^T)`` (float64) of every block R^T of a contiguous float32
+    ``[columns s, rows r]``, and the smallest pivot (float32, not above 0 where there is no
+    determinant), both ``[rows, columns]``."""
+    nats = torch.empty(rows, columns, dtype=torch.float64)
+    smallest = torch.empty(rows, columns)
+    _C.log_determinants_cpu(
+        product.data_ptr(),
+        rows,
+        columns,
+        r,
+        s,
+        nats.data_ptr(),
+        smallest.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return nats, smallest
+
+
 def why_not_ksg(device: torch.device, dtype: torch.dtype) -> str | None:
     """As `why_not`, for distances and counts: single precision, in the processor's memory."""
     if _C is None:

@@ -109,6 +109,32 @@ def laplace(
     return kernel, weights
 
 
+def laplace_points(
+    left: Tensor,
+    right: Tensor,
+    left_norms: Tensor,
+    right_norms: Tensor,
+    bandwidth: Tensor,
+    eps: float = 1e-10,
+) -> tuple[Tensor, Tensor]:
+    """`laplace` between two sets of points, without their Gram matrix.
+
+    Args:
+        left: ``[B, m, d]``, one set seen through the metric (X M); right: ``[B, n, d]``, the other.
+        left_norms: ``[B, m]``; right_norms: ``[B, n]``: squared lengths in the metric.
+        bandwidth: ``[B]``.
+
+    Returns:
+        ``K`` and ``W``, both ``[B, m, n]``.
+    """
+    squared = left_norms.unsqueeze(-1) + right_norms.unsqueeze(-2) - 2 * left @ right.mT
+    distance = squared.clamp_(min=0).sqrt_()
+    bandwidth = bandwidth.view(-1, 1, 1)
+    kernel = torch.exp(-distance / bandwidth)
+    apart = distance >= eps * bandwidth
+    return kernel, torch.where(apart, kernel / (bandwidth * distance), 0.0)
+
+
 def ridge_solve(kernel: Tensor, reg: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """``(K + reg 1)^-1 y`` by Cholesky, from the lower triangle of ``kernel``, which is lost.
 

@@ -30,6 +30,7 @@ class Part:
     kept: list[Kept]
     values: Tensor | None  # [S, fits, Q], the validation metric at every setting
     chosen: Tensor  # [Q]
+    direction: Tensor | None = None  # [Q, D], of the kept fits
 
     def gather(self, function: Callable[[Fits], Tensor]) -> Tensor:
         """``function(fits) [B, ...]`` of each problem's own fits, ``[Q, ...]``."""
@@ -44,21 +45,21 @@ class Part:
 class Collection:
     """Parts in the order of their problems.
 
-    Steps are forgotten beyond half of the memory budget and computed again, to the same bits, when
+    Steps that do not fit ``room`` (bytes) are forgotten, and computed again, to the same bits, when
     a prediction asks for them.
     """
 
-    def __init__(self, batch: int, memory_budget: int):
+    def __init__(self, batch: int, room: int):
         self.batch, self.parts = batch, []
-        self._free = memory_budget // 2
+        self._room = room
 
     def add(self, part: Part) -> None:
         self.parts.append(part)
         # The direction is wanted in any case, and the steps are here now.
         part.direction = part.gather(lambda fits: fits.directions(1, explained=False).vectors)[:, 0]
         for kept in part.kept:
-            self._free -= kept.fits.bytes
-            if self._free < 0:
+            self._room -= kept.fits.bytes
+            if self._room < 0:
                 kept.fits.forget()
 
     def gather(self, function: Callable[[Fits], Tensor]) -> Tensor:

@@ -118,6 +118,7 @@ class FeatureFits(MetricFits):
         for t in range(self.options.iters + 1):
             alpha, diagonal, weights = self._fit(seen, buffer)
             self._keep(t, metric, alpha, diagonal, held)
+            self.options.tick(len(self.y))
             if t == self.options.iters:
                 break
             rows = self._gradient_rows(weights, alpha, seen, buffer)  # [B, C, n, d]

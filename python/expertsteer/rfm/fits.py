@@ -68,10 +68,14 @@ class Fits:
         return torch.where(covariance < 0, -vectors, vectors)
 
 
+class NoGradientError(ValueError):
+    """A fit whose gradients vanished or overflowed: it has no direction to give."""
+
+
 def require_gradients(lost: Tensor, bandwidth: Tensor, mode: str) -> None:
     """Refuse problems (``[B]`` bool) whose gradients vanished or overflowed."""
     if bool(lost.any()):
-        raise ValueError(
+        raise NoGradientError(
             f"the gradients of problems {lost.nonzero().flatten().tolist()} vanish or overflow "
             f"at bandwidth={float(bandwidth[lost][0]):g} ({mode}): it is too small for the "
             "distances, the labels are all zero, or the states' scale is extreme; raise "

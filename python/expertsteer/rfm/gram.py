@@ -11,6 +11,8 @@ because the gradients of output c at the points are the rows of ``-T_c X M``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -96,6 +98,7 @@ class GramFits(Fits):
         kernel = torch.empty_like(gram)  # K, its factor, then T
         for t in range(self.options.iters + 1):
             step, weights = self._fit(t, gram, kernel)
+            self.options.tick(len(self.y))
             self.steps.append(step)
             if rows is not None:
                 outputs = rows.predict(step)
@@ -126,12 +129,17 @@ class GramFits(Fits):
         self.steps = []
         vars(self.opening).pop("gram", None)
 
-    def _remember(self) -> None:
-        """Compute what `forget` dropped again; nothing that was chosen changes."""
-        if not self.steps:
-            ridges, bandwidths = self.ridges, self._bandwidths
-            self._iterate(None)
-            self.ridges, self._bandwidths = ridges, bandwidths
+    @contextmanager
+    def _steps_at_hand(self) -> Iterator[None]:
+        """Computes what `forget` dropped again, and drops it after use; no choice changes."""
+        if self.steps:
+            yield
+            return
+        ridges, bandwidths = self.ridges, self._bandwidths
+        self._iterate(None)
+        self.ridges, self._bandwidths = ridges, bandwidths
+        yield
+        self.forget()
 
     def _fit(self, t: int, gram: Tensor, kernel: Tensor) -> tuple[Step, Tensor | None]:
         bandwidth = self.factor
@@ -193,7 +201,10 @@ class GramFits(Fits):
         return following.div_(largest.view(-1, 1, 1)), largest
 
     def predict(self, new: Tensor) -> Tensor:
-        self._remember()
+        with self._steps_at_hand():
+            return self._predict(new)
+
+    def _predict(self, new: Tensor) -> Tensor:
         rows, outputs = Rows(new, self.points).repeated(self.repeat), None
         last = int(self.best.max())
         for t, step in enumerate(self.steps[: last + 1]):
@@ -209,7 +220,10 @@ class GramFits(Fits):
         return (vector.view(len(gram), self.repeat, -1) @ gram / scale).view(vector.shape)
 
     def directions(self, count: int, explained: bool = True) -> Directions:
-        self._remember()
+        with self._steps_at_hand():
+            return self._directions(count, explained)
+
+    def _directions(self, count: int, explained: bool) -> Directions:
         # M_b is the AGOP of fit b - 1; the identity has no direction, so fit 0 uses its own.
         depth = self.best.clamp(min=1)
         apply, logs = chain(self.steps, depth)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import torch
 from torch import Tensor
 
 from .metrics import better
@@ -19,7 +20,8 @@ class Grid:
     Attributes:
         settings: its S points.
         metric: ``"auc"`` or ``"mse"``.
-        values: ``[S, iters + 1, B]``, the metric of every fit on the validation rows.
+        values: ``[S, iters + 1, B]`` float64, the metric of every fit on the validation rows; NaN
+            where a setting had no gradients (its bandwidth was far too small).
         chosen: ``[B]``, the point that each problem kept.
     """
 
@@ -33,7 +35,7 @@ class Grid:
         table = []
         for s, setting in enumerate(self.settings):
             values = self.values[s, :, problem]
-            best = int(better(self.metric, values).argmax())
+            best = int(better(self.metric, values).nan_to_num(nan=-torch.inf).argmax())
             table.append(
                 {
                     "bandwidth": setting.bandwidth,

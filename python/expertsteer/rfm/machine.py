@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._progress import progress
+from .._progress import Ticker
 from ..artifacts import require_finite
 from .collection import Collection
 from .gram import Operations
 from .grid import Grid, grid_settings
 from .metrics import METRICS, score
-from .parts import fit_part
+from .parts import fit_parts
 from .plan import plan
 from .problem import Problems, problems, require_trainable
 from .settings import Options, Setting
@@ -262,15 +262,17 @@ class RFM:
             memory_budget=self.memory_budget,
             regime=self.regime,
         )
-        options = Options(self.bandwidth_mode, self.iters, self.normalize, tuning)
         operations = Operations(self.backend, given.X)
-        fitted = Collection(batch, self.plan_.memory_budget)
+        fitted = Collection(batch, self.plan_.room(batch))
         at_once = self.plan_.problems_at_once
-        chunks = [slice(b, min(b + at_once, batch)) for b in range(0, batch, at_once)]
-        for chunk in progress(chunks, f"fitting {batch} RFM problems", len(chunks) > 1):
-            part = given.part(chunk)
-            kept = None if held is None else held.part(chunk)
-            fitted.add(fit_part(chunk, part, kept, settings, options, operations, self.plan_))
+        fits = batch * len(settings) * (self.iters + 1)
+        with Ticker(fits, f"RFM, {batch} problems") as tick:
+            options = Options(self.bandwidth_mode, self.iters, self.normalize, tuning, tick)
+            for first in range(0, batch, at_once):
+                chunk = slice(first, min(first + at_once, batch))
+                shared = settings, options, operations, self.plan_
+                for part in fit_parts(chunk, given, held, *shared):
+                    fitted.add(part)
         warn_of_raised_ridges(fitted.asked, fitted.ridges)
         self._fitted, self._width, self._most = fitted, d, min(n, d)
         self._publish()

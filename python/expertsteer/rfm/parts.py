@@ -7,13 +7,34 @@ from torch import Tensor
 
 from .collection import Kept, Part
 from .feature import FeatureFits
-from .fits import Fits
+from .fits import Fits, NoGradientError
 from .gram import GramFits, Opening, Operations
 from .metrics import better
 from .plan import Plan
 from .problem import Problems, centre
 from .settings import Options, Setting
 from .streamed import StreamedFits
+
+
+def fit_parts(
+    where: slice,
+    given: Problems,
+    held: Problems | None,
+    settings: tuple[Setting, ...],
+    *shared,
+) -> list[Part]:
+    """The chunk in lockstep; one problem at a time where a setting fails for some of them."""
+
+    def fitted(chunk: slice) -> Part:
+        kept = None if held is None else held.part(chunk)
+        return fit_part(chunk, given.part(chunk), kept, settings, *shared)
+
+    try:
+        return [fitted(where)]
+    except NoGradientError:
+        if len(settings) == 1 or where.stop - where.start == 1:
+            raise
+        return [fitted(slice(b, b + 1)) for b in range(where.start, where.stop)]
 
 
 def fit_part(
@@ -25,31 +46,51 @@ def fit_part(
     operations: Operations,
     plan: Plan,
 ) -> Part:
-    """Fit every setting on the problems of a chunk; keep, per problem, the best on ``held``."""
+    """Fit every setting on the problems of a chunk; keep, per problem, the best on ``held``.
+
+    A setting of a grid without gradients (a bandwidth far too small) is passed over, with NaN for
+    its figures, where the chunk is one problem.
+
+    Raises:
+        NoGradientError: no setting has gradients, or one of them has none for some of several
+            problems.
+    """
     points, mean = centre(given.X, given.sizes)
     if held is not None:
         held = Problems(held.X - mean, held.y, held.sizes)
     shared = Opening(points, given.sizes, operations) if plan.regime == "gram" else None
     step = plan.settings_at_once
     groups = [settings[first : first + step] for first in range(0, len(settings), step)]
-    best = _Best(len(points), options.tuning_metric)
-    for group in groups:
+    best = _Best(len(points), options)
+    while groups:
+        group = groups.pop(0)
         if shared is not None:
             fits: Fits = GramFits(shared, given.y, group, options)
         elif plan.regime == "feature":
             fits = FeatureFits(points, given, group[0], options, operations)
         else:
             fits = StreamedFits(points, given, group[0], options, operations, plan)
-        fits.run(held)
-        best.offer(fits, len(group))
+        try:
+            fits.run(held)
+        except NoGradientError as failed:
+            if len(settings) == 1 or len(points) > 1:
+                raise
+            if len(group) > 1:  # find out which of them it was
+                groups = [(s,) for s in group] + groups
+            else:
+                best.skip(failed)
+        else:
+            best.offer(fits, len(group))
+    best.require_one()
     return Part(where, mean, best.kept(), best.values(), best.chosen)
 
 
 class _Best:
     """The fits that are the best so far for some problem; the others are let go."""
 
-    def __init__(self, problems: int, metric: str):
-        self.metric = metric
+    def __init__(self, problems: int, options: Options):
+        self.metric, self.fits = options.tuning_metric, options.iters + 1
+        self.failed: NoGradientError | None = None
         self.problems = problems
         self.owner: list[tuple[Fits, int] | None] = [None] * problems  # fits, row in their batch
         self.score = torch.full((problems,), -torch.inf, dtype=torch.float64)
@@ -72,6 +113,15 @@ class _Best:
                     self.chosen[q] = self.seen + s
         self.seen += settings
 
+    def skip(self, failed: NoGradientError) -> None:
+        self.failed = failed
+        self.all.append(torch.full((self.fits, self.problems), float("nan")))
+        self.seen += 1
+
+    def require_one(self) -> None:
+        if None in self.owner:
+            raise self.failed
+
     def kept(self) -> list[Kept]:
         groups: dict[int, tuple[Fits, list[int], list[int]]] = {}
         for q, (fits, row) in enumerate(self.owner):
@@ -81,4 +131,4 @@ class _Best:
         return [Kept(f, torch.tensor(p), torch.tensor(r)) for f, p, r in groups.values()]
 
     def values(self) -> Tensor | None:
-        return torch.stack(self.all) if self.all else None
+        return torch.stack([t.cpu().double() for t in self.all]) if self.all else None

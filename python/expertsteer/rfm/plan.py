@@ -46,6 +46,12 @@ class Plan:
     settings_at_once: int
     reason: str
 
+    def room(self, problems: int) -> int:
+        """Bytes in which steps may be kept for later predictions, beside the problems at work."""
+        if problems <= self.problems_at_once:  # their steps are part of their own need
+            return self.memory_budget
+        return self.memory_budget - self.problems_at_once * self.bytes[self.regime]
+
 
 def plan(
     n: int,
@@ -73,6 +79,8 @@ def plan(
         raise ValueError(f"memory_budget must be a positive number of bytes, came {budget}")
     operations = _operations(n, d, outputs, iters, normalize)
     needed = _bytes(n, d, outputs, iters, dtype.itemsize)
+    if settings > 1:  # the best setting so far is kept beside the one at work
+        needed["gram"] += dtype.itemsize * (1 + (1 + outputs) * iters) * n * n
     if regime == "auto":
         regime, reason = _choose(operations, needed, budget)
     elif regime not in REGIMES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ class Options:
     iters: int
     normalize: str
     tuning_metric: str
+    tick: Callable[[int], None]  # called with the number of fits that were just done
 
 
 def columns(settings: tuple[Setting, ...], problems: int, like: Tensor):

@@ -50,6 +50,7 @@ class StreamedFits(MetricFits):
             self.iterations.append(iterations)
             self.ridges.append(self.reg)
             self._keep(t, metric, alpha.unsqueeze(0), tiles.norms.unsqueeze(0), held)
+            self.options.tick(len(self.y))
             if t == self.options.iters:
                 break
             metric = self._outer_product(tiles, alpha, seen).unsqueeze(0)
