@@ -190,6 +190,23 @@ def test_agop_is_the_gram_matrix_of_gradients_by_autograd():
         torch.testing.assert_close(square[0], (new @ metric @ new.mT).diagonal())
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize(("r", "s"), [(1, 1), (3, 5), (5, 3), (17, 17), (32, 32)])
+def test_every_backend_gives_the_same_gaussian_information(r, s, backend):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 200, r, generator=generator, dtype=torch.float64)
+    y = torch.randn(5, 200, s, generator=generator, dtype=torch.float64)
+    shared = min(r, s)
+    y[1, :, :shared] += 3 * x[0, :, :shared]  # strong
+    y[2, :, :shared] = x[1, :, :shared] + 1e-4 * y[2, :, :shared]  # beyond single precision
+    y[3, :, :shared] = x[2, :, :shared]  # determined: infinite but for the type
+    got = ops.gaussian_information(x, y, backend=backend)
+    expected = ops.gaussian_information(x, y, backend="reference")
+    assert float(got[2, 3]) > 17 * shared < float(expected[2, 3])  # where rounding sets the value
+    got[2, 3] = expected[2, 3] = 0
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
