@@ -1,6 +1,7 @@
 """Three ways to compute one machine: the same results, a readable choice, bounded memory."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -260,7 +261,7 @@ def test_bad_grids_are_refused():
 
 
 PEAK = """
-import json, resource, sys, torch
+import json, re, sys, torch
 import expertsteer as es
 n, d, regime, budget, iters = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -269,8 +270,8 @@ X = torch.randn(n, d)
 y = (X[:, 0] * X[:, 1] + X[:, 2] > 0).float()
 options = dict(regime=regime, memory_budget=budget, iters=iters)
 es.RFM(**{**options, "memory_budget": None}).fit(X[:300], y[:300])  # libraries' own memory
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this process: getrusage would start from its parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 before = peak()
 rfm = es.RFM(**options).fit(X, y)
 print(json.dumps({"used": peak() - before, "planned": rfm.plan_.bytes[rfm.plan_.regime]}))
@@ -280,7 +281,10 @@ print(json.dumps({"used": peak() - before, "planned": rfm.plan_.bytes[rfm.plan_.
 def peak(n, d, regime, budget, iters=2):
     arguments = json.dumps([n, d, regime, budget, iters])
     command = [sys.executable, "-c", PEAK, arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Freed tiles go back to the system at once: glibc would else keep holes between them, a
+    # different number at every run, and the peak would measure those.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout)
 
 
@@ -293,7 +297,7 @@ def test_no_more_square_matrices_than_planned(regime):
     matrix = 4 * n * n
     # The plan counts (4 + 2 iters) n x n matrices in Gram space and 2 in feature space.
     assert measured["planned"] // matrix == (8 if regime == "gram" else 2)
-    assert measured["used"] < 1.1 * measured["planned"] + 0.25 * matrix
+    assert matrix < measured["used"] < 1.1 * measured["planned"] + 0.25 * matrix
 
 
 @pytest.mark.slow
@@ -302,4 +306,4 @@ def test_no_more_square_matrices_than_planned(regime):
 def test_streaming_respects_its_budget(megabytes):
     budget = megabytes << 20
     measured = peak(6000, 64, "auto", budget, iters=1)  # one n x n is 144 MB
-    assert measured["used"] < 1.1 * budget
+    assert 0.3 * budget < measured["used"] < 1.1 * budget

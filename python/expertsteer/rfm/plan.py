@@ -21,6 +21,7 @@ import torch
 
 REGIMES = ("gram", "feature", "streamed")
 LEAST_TILE, MOST_TILE, LEAST_RANK = 256, 1024, 128
+WORKSPACE = 16 << 20  # bytes that the matrix libraries take for themselves
 SOLVER_PASSES = 20  # over the kernel, per fit: what the preconditioned solver typically takes
 
 
@@ -147,10 +148,11 @@ def _streamed_bytes(n: int, d: int, outputs: int, size: int, tile: int, rank: in
     tile, rank = min(tile, n), min(rank, n)
     points = 3 * n * d  # centred, through the metric, gradients
     metrics = 4 * d * d
-    preconditioner = 2 * n * rank + 4 * rank * rank
+    preconditioner = 4 * n * rank + 6 * rank * rank
     vectors = 8 * n * (outputs + 1) * 2  # in double precision
     median = round(0.05 * n * n / 2)  # distances gathered around it, while the tiles fill up
-    return size * (points + metrics + preconditioner + vectors + median + 6 * tile * tile)
+    numbers = points + metrics + preconditioner + vectors + median + 10 * tile * tile
+    return size * numbers + WORKSPACE
 
 
 def _choose(operations: dict, needed: dict, budget: int) -> tuple[str, str]:

@@ -2,6 +2,9 @@
 
 The metric is a d x d matrix as in `feature`. Tiles are kept while the memory budget lasts and
 computed again beyond it; the ridge regression is solved by preconditioned conjugate gradients.
+
+The budget bounds what is allocated. glibc may hold more of what was freed, in holes between tiles;
+``MALLOC_MMAP_THRESHOLD_=131072`` in the environment makes it give all of that back.
 """
 
 from __future__ import annotations
@@ -42,8 +45,10 @@ class StreamedFits(MetricFits):
     def run(self, held: Problems | None = None) -> StreamedFits:
         points, y = self.points[0], self.y[0]
         metric, seen = None, points  # M and X M
+        entries = min(self.room // points.element_size(), len(points) * (len(points) + self.tile))
+        store = points.new_empty(entries)
         for t in range(self.options.iters + 1):
-            tiles = KernelTiles(seen, points, self.tile, self.room)
+            tiles = KernelTiles(seen, points, self.tile, store)
             bandwidth = tiles.set_bandwidth(self.setting.bandwidth, self.options.bandwidth_mode)
             self._bandwidths.append(bandwidth.view(1))
             alpha, iterations = solve_iteratively(tiles, y, self.setting.reg, self.rank)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.products import times_transposed
 
 SAMPLE = 1024  # rows among whose distances the median is first looked for
-BRACKET = 0.02  # share of the distances gathered on either side of it
+BRACKET = 0.01  # share of the distances gathered on either side of it
 
 
 class KernelTiles:
@@ -19,10 +19,11 @@ class KernelTiles:
     Args:
         seen: ``X M [n, d]``; points: ``X [n, d]``.
         tile: rows of a tile.
-        room: bytes that kept tiles may take.
+        store: flat memory for kept tiles. One piece, allocated once: kept tiles among passing ones
+            would leave the allocator with holes.
     """
 
-    def __init__(self, seen: Tensor, points: Tensor, tile: int, room: int):
+    def __init__(self, seen: Tensor, points: Tensor, tile: int, store: Tensor):
         self.seen, self.points = seen, points
         self.norms = (seen * points).sum(dim=1)  # diag(P)
         n = len(points)
@@ -30,7 +31,7 @@ class KernelTiles:
         self.places = [(i, j) for a, i in enumerate(rows) for j in rows[: a + 1]]
         self.bandwidth: Tensor | None = None
         self._kept: dict[int, Tensor] = {}
-        self._room = room
+        self._store = store
 
     def distances(self, i: slice, j: slice) -> Tensor:
         product = self._product(i, j)
@@ -58,13 +59,16 @@ class KernelTiles:
             tile = self._kept.get(place)
             if tile is None:
                 tile = self.distances(i, j).div_(-self.bandwidth).exp_()
-                self._keep(place, tile)
+                tile = self._keep(place, tile)
             yield i, j, tile
 
-    def _keep(self, place: int, tile: Tensor) -> None:
-        if tile.nbytes <= self._room:
-            self._room -= tile.nbytes
-            self._kept[place] = tile
+    def _keep(self, place: int, tile: Tensor) -> Tensor:
+        """The tile, moved to the store while that has room."""
+        if tile.numel() > len(self._store):
+            return tile
+        slot, self._store = self._store[: tile.numel()], self._store[tile.numel() :]
+        self._kept[place] = slot.view(tile.shape).copy_(tile)
+        return self._kept[place]
 
     def weights(self, kernel: Tensor) -> Tensor:
         """``W = K / (L D)`` of a tile, zero where points coincide.
@@ -111,8 +115,7 @@ class KernelTiles:
             for place, (i, j) in enumerate(self.places):
                 tile = self._kept.get(place)
                 if tile is None:
-                    tile = self.distances(i, j)
-                    self._keep(place, tile)
+                    tile = self._keep(place, self.distances(i, j))
                 values = tile.flatten()
                 if i == j:  # each pair once, and no point with itself
                     lower = torch.tril_indices(len(tile), len(tile), -1, device=tile.device)
@@ -121,20 +124,29 @@ class KernelTiles:
                 below += int((values < low).sum())
                 inside.append(values[(values >= low) & (values <= high)])
             gathered = torch.cat(inside)
+            del inside
             if below <= rank < below + len(gathered):
-                median = gathered.kthvalue(rank - below + 1).values
+                median = _select(gathered, rank - below)
                 return median if bool(median > 0) else median + total / (n * (n - 1) / 2)
-            reach *= 4
+            reach *= 2
 
     def _sampled(self, rows: Tensor) -> Tensor:
         squared = self.seen[rows] @ self.points[rows].T
         squared.mul_(-2).add_(self.norms[rows].unsqueeze(1)).add_(self.norms[rows])
         lower = torch.tril_indices(len(rows), len(rows), -1, device=rows.device)
-        return squared[lower[0], lower[1]].clamp_(min=0).sqrt_().sort().values
+        return squared[lower[0], lower[1]].clamp_(min=0).sqrt_()
 
     @staticmethod
     def _quantiles(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
         infinite = torch.tensor(torch.inf, dtype=values.dtype, device=values.device)
-        a = values[int(low * len(values))] if low > 0 else -infinite
-        b = values[int(high * len(values))] if high < 1 else infinite
+        a = _select(values, int(low * len(values))) if low > 0 else -infinite
+        b = _select(values, int(high * len(values))) if high < 1 else infinite
         return a, b
+
+
+def _select(values: Tensor, rank: int) -> Tensor:
+    """The entry of that rank, from zero; on a CPU in place, as torch would copy it all twice."""
+    if values.is_cuda:
+        return values.kthvalue(rank + 1).values
+    values.numpy().partition(rank)
+    return values[rank].clone()
