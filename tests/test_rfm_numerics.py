@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import expertsteer as es
+from expertsteer.rfm import streamed
+from expertsteer.rfm.pcg import NotSolvedError
 from expertsteer.rfm.plan import REGIMES
 
 exact_many = settings(max_examples=15, deadline=None, derandomize=True)
@@ -107,6 +109,23 @@ def test_a_failed_factorisation_raises_the_ridge_and_says_so():
         warnings.simplefilter("error")
         calm = es.RFM(reg=0.1, iters=1, regime="gram").fit(X, y)
     assert calm.ridge_.tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_a_solver_that_stalls_raises_the_ridge_and_says_so(monkeypatch):
+    solve = streamed.solve_iteratively
+
+    def stalls_below_one_percent(tiles, y, reg, rank):
+        if reg < 0.01:
+            raise NotSolvedError("stalled")
+        return solve(tiles, y, reg, rank)
+
+    monkeypatch.setattr(streamed, "solve_iteratively", stalls_below_one_percent)
+    X, y = problem()
+    with pytest.warns(RuntimeWarning, match="not positive definite.*ridge_"):
+        rfm = es.RFM(reg=2e-4, iters=1, regime="streamed").fit(X, y)
+    assert rfm.ridge_.tolist() == pytest.approx([0.02, 0.02])
+    enough = es.RFM(reg=0.02, iters=1, regime="streamed").fit(X, y)
+    torch.testing.assert_close(rfm.direction_, enough.direction_)
 
 
 @pytest.mark.parametrize("regime", REGIMES)

@@ -17,6 +17,10 @@ MOST_ITERATIONS = 1000
 PATIENCE = 30  # iterations without a smaller residual
 
 
+class NotSolvedError(ValueError):
+    """Rounding makes K + reg 1 indefinite: no precision of the points' type solves it."""
+
+
 class Nystrom:
     """``(F F^T + delta 1)^-1`` with F from r columns of the kernel."""
 
@@ -52,7 +56,7 @@ def solve_iteratively(tiles: KernelTiles, y: Tensor, reg: float, rank: int) -> t
     """``alpha [n, C]`` and the iterations it took, to the precision of the points' type.
 
     Raises:
-        ValueError: it does not converge, which a kernel matrix and reg > 0 do not do short of
+        NotSolvedError: it does not converge, which a kernel matrix and reg > 0 do not do short of
             rounding.
     """
     eps = torch.finfo(tiles.points.dtype).eps
@@ -79,7 +83,7 @@ def solve_iteratively(tiles: KernelTiles, y: Tensor, reg: float, rank: int) -> t
         direction = z + following / product.clamp(min=torch.finfo(torch.float64).tiny) * direction
         product = following
     if best > 1e4 * eps:
-        raise ValueError(
+        raise NotSolvedError(
             f"conjugate gradients stopped at a relative residual of {best:.1e} after {iteration} "
             f"iterations at reg={reg:g}; raise reg, give float64 states, or raise memory_budget so "
             "that a factorisation fits"

@@ -15,10 +15,11 @@ from torch import Tensor
 from .feature import MetricFits
 from .fits import require_gradients
 from .gram import Operations
-from .pcg import solve_iteratively
+from .pcg import NotSolvedError, solve_iteratively
 from .plan import Plan, streamed_shape
 from .problem import Problems
 from .settings import Options, Setting
+from .solve import RIDGE_STEP, RIDGE_STEPS
 from .tiles import KernelTiles
 
 
@@ -51,9 +52,7 @@ class StreamedFits(MetricFits):
             tiles = KernelTiles(seen, points, self.tile, store)
             bandwidth = tiles.set_bandwidth(self.setting.bandwidth, self.options.bandwidth_mode)
             self._bandwidths.append(bandwidth.view(1))
-            alpha, iterations = solve_iteratively(tiles, y, self.setting.reg, self.rank)
-            self.iterations.append(iterations)
-            self.ridges.append(self.reg)
+            alpha = self._solve(tiles, y)
             self._keep(t, metric, alpha.unsqueeze(0), tiles.norms.unsqueeze(0), held)
             self.options.tick(len(self.y))
             if t == self.options.iters:
@@ -68,6 +67,21 @@ class StreamedFits(MetricFits):
             self._keep_first_agop(metric)
             seen = points @ metric[0]
         return self
+
+    def _solve(self, tiles: KernelTiles, y: Tensor) -> Tensor:
+        """``alpha``, at a larger ridge where reg is too small for the type, as in the others."""
+        ridge = self.setting.reg
+        for step in range(RIDGE_STEPS + 1):
+            try:
+                alpha, iterations = solve_iteratively(tiles, y, ridge, self.rank)
+                break
+            except NotSolvedError:
+                if step == RIDGE_STEPS:
+                    raise
+                ridge *= RIDGE_STEP
+        self.iterations.append(iterations)
+        self.ridges.append(torch.full_like(self.reg, ridge))
+        return alpha
 
     def _outer_product(self, tiles: KernelTiles, alpha: Tensor, seen: Tensor) -> Tensor:
         """``sum_c (T_c Z)^T (T_c Z)``, one output at a time so that one n x d is enough."""
