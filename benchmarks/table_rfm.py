@@ -173,6 +173,7 @@ taken = time.perf_counter() - start
 used = peak() - before
 fits = m._fitted.parts[0].kept[0].fits
 print(json.dumps({"seconds": taken, "peak": used, "budget": m.plan_.memory_budget,
+    "ridge_raised": bool((m.ridge_ > 1.01 * cases.REG).any()),
     "regime": m.plan_.regime, "iterations": getattr(fits, "iterations", []),
     "predictions": m.predict(new).flatten().tolist(), "direction": m.direction_.tolist()}))
 """
@@ -213,7 +214,7 @@ def growth(store: Store) -> None:
 
         def work(n=n) -> dict:
             got = run_alone(n, 2048, 1, 8 << 30)
-            return {key: got[key] for key in ("seconds", "peak", "iterations")}
+            return {key: got[key] for key in ("seconds", "peak", "iterations", "ridge_raised")}
 
         store.cell(f"growth n={n} d=2048 iters=1", work)
 
@@ -281,6 +282,8 @@ def describe(cell: dict) -> str:
         text += f", cosine {cell['cosine']:.6f}"
     if "regime" in cell and cell["regime"] != "streamed":
         return text
+    if cell.get("ridge_raised"):
+        text += f", ridge raised from {cases.REG:g}, which single precision cannot solve"
     return text + f", solver iterations {cell['iterations']}"
 
 
