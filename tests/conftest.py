@@ -45,3 +45,11 @@ def make_states():
         return HiddenStates(states, labels, keys=torch.arange(examples), model=model)
 
     return make
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch):
+    """Compile for real, with the settings that triton warns about when they are not stated."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    return tmp_path

@@ -1,13 +1,4 @@
-"""The Triton kernels: under the interpreter against their formulas, and compiled ahead of time.
-
-The interpreter has to be chosen before triton is imported, so its checks run in their own process.
-"""
-
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+"""The RFM's Triton kernels against their formulas, under the interpreter or on a device."""
 
 import pytest
 import torch
@@ -18,27 +9,23 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from expertsteer.ops import _triton, triton_agop, triton_laplace  # noqa: E402
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-needs_device = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(),
-    reason="runs in the interpreter's own process (test_kernels_under_the_interpreter)",
+from triton_checks import (  # noqa: E402
+    DEVICE,
+    INTERPRETED,
+    needs_device,
+    run_interpreted,
+    starts_the_interpreter,
 )
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+
 SIZES = [(1, 1, 1), (2, 2, 3), (3, 17, 2), (1, 63, 1), (2, 65, 2), (1, 130, 3)]  # B, n, C
 RAGGED = (65, [1, 40, 65])  # n, sizes
 LEAST_TESTS = 70  # of those that need a device
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this test starts that process")
+@starts_the_interpreter
 def test_kernels_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    passed = re.search(r"\b(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= LEAST_TESTS, done.stdout  # it did run them
+    run_interpreted(__file__, LEAST_TESTS)
 
 
 def problem(batch, n, outputs):
@@ -339,93 +326,3 @@ def test_a_backend_that_cannot_serve_says_why():
     if not INTERPRETED:
         with pytest.raises(ops.BackendError, match="TRITON_INTERPRET=1"):
             ops.choose("laplace", "triton", cpu, torch.float32)
-
-
-PRECISIONS = ("tf32x3", "ieee")
-
-
-def signature(pointers, integers, eps=False):
-    """Arguments of a kernel in order: ``sizes`` is 64-bit, the other pointers are to float32."""
-    types = {name: "*i64" if name == "sizes" else "*fp32" for name in pointers.split()}
-    return types | dict.fromkeys(integers.split(), "i32") | ({"eps": "fp32"} if eps else {})
-
-
-def compilations(precisions):
-    """Every kernel in every configuration, with its types and constants, all arguments present."""
-    types = signature("gram bandwidth sizes kernel weights distances", "n", eps=True)
-    for tile in triton_laplace.GRAM_TILES:
-        yield triton_laplace.laplace_kernel, types, {"BLOCK": tile.rows}, tile
-    for precision in precisions:
-        dot = {"BLOCK_K": _triton.BLOCK_K, "PRECISION": precision}
-        pointers = "left right left_norms right_norms bandwidth sizes kernel weights"
-        types = signature(pointers, "m n d", eps=True)
-        for tile in triton_laplace.POINT_TILES:
-            for symmetric in (True, False):
-                constants = {"SYMMETRIC": symmetric, **dot, **tile.blocks}
-                yield triton_laplace.laplace_points_kernel, types, constants, tile
-        types = signature("weights alpha right sizes rows_out row_sums", "n m outputs")
-        for tile in triton_agop.ROW_TILES:
-            yield triton_agop.gradient_rows_kernel, types, dot | tile.blocks, tile
-        types = signature("rows sizes out", "rows_count n")
-        for tile in triton_agop.PRODUCT_TILES:
-            yield triton_agop.symmetric_product_kernel, types, dot | {"BLOCK": tile.rows}, tile
-
-
-def compiled_usage(kernel, types, constants, tile, architecture, aligned, folder):
-    """Registers and local memory of a kernel, from the cubin the bundled cuobjdump reads."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    types = types | dict.fromkeys(constants, "constexpr")
-    # What triton assumes at run time of pointers, and of sizes that are multiples of 16.
-    places = [
-        (place,)
-        for place, name in enumerate(kernel.arg_names)
-        if types[name].startswith("*") or (aligned and types[name] == "i32")
-    ]
-    attributes = dict.fromkeys(places, [["tt.divisibility", 16]])
-    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
-    target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options=tile.options)
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    report = subprocess.run(
-        [tool, "-res-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    return {name: int(re.search(rf"{name}:(\d+)", report)[1]) for name in ("REG", "STACK", "LOCAL")}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize(
-    ("aligned", "precisions"),
-    # The aligned variants use fewer registers and copy asynchronously; ieee runs on older devices.
-    [(False, PRECISIONS), (True, ("tf32x3",))],
-    ids=["any size", "multiples of 16"],
-)
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_every_configuration_compiles_without_spills(
-    architecture, aligned, precisions, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # triton warns where it is not stated
-    spilling = []
-    for kernel, types, constants, tile in compilations(precisions):
-        usage = compiled_usage(kernel, types, constants, tile, architecture, aligned, tmp_path)
-        what = kernel.__name__, str(tile), constants.get("PRECISION"), constants.get("SYMMETRIC")
-        print(architecture, aligned, *what, usage)
-        if usage["LOCAL"] or usage["STACK"] or not 0 < usage["REG"] <= 255:
-            spilling.append((*what, usage))
-    assert not spilling
-
-
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-def test_the_kernels_compile_without_their_optional_arguments(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    for kernel, types, constants, tile in compilations(("tf32x3",)):
-        if tile.rows == 32:
-            absent = {name: None for name in ("sizes", "distances") if name in types}
-            usage = compiled_usage(kernel, types, constants | absent, tile, 90, False, tmp_path)
-            assert usage["LOCAL"] == usage["STACK"] == 0, (kernel.__name__, usage)

@@ -1,37 +1,25 @@
-"""The fused neighbour counts: under the interpreter, and compiled ahead of time.
-
-The interpreter has to be chosen before triton is imported, so its checks run in their own process.
-"""
-
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+"""The fused neighbour counts: under the interpreter, and compiled ahead of time."""
 
 import pytest
 import torch
 
 from expertsteer import ops
 from expertsteer.ops import reference_mi
-
-triton = pytest.importorskip("triton")
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-needs_device = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(),
-    reason="runs in the interpreter's own process (test_the_kernel_under_the_interpreter)",
+from triton_checks import (
+    DEVICE,
+    compiled_usage,
+    compiles,
+    needs_device,
+    run_interpreted,
+    starts_the_interpreter,
 )
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+
+pytest.importorskip("triton")
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this test starts that process")
+@starts_the_interpreter
 def test_the_kernel_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\b13 passed", done.stdout), done.stdout  # it did run them
+    run_interpreted(__file__, 13)
 
 
 @needs_device
@@ -58,33 +46,18 @@ def test_information_is_the_reference():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+@compiles
 @pytest.mark.parametrize("variant", [1, 2])
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_the_kernel_compiles_ahead_of_time_without_spills(
-    architecture, variant, tmp_path, monkeypatch
-):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def test_the_kernel_compiles_ahead_of_time_without_spills(architecture, variant, fresh_cache):  # noqa: F811
     from expertsteer.ops import triton_ksg
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # triton warns where it is not stated
     constants = {"K": 3, "VARIANT": variant}
     constants |= {"LAYERS": triton_ksg.LAYERS, "POINTS": triton_ksg.POINTS}
-    signature = dict.fromkeys(("x", "y"), "*fp32") | dict.fromkeys(("n_x", "n_y"), "*i32")
-    signature |= dict.fromkeys(("layers_y", "rows", "n"), "i32")
-    signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=triton_ksg.ksg_counts_kernel, signature=signature, constexprs=constants)
-    target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": triton_ksg.WARPS})
-    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    command = [tool, "-res-usage", tmp_path / "kernel.cubin"]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = {
-        name: int(re.search(rf"{name}:(\d+)", report)[1]) for name in ("REG", "STACK", "LOCAL")
-    }
+    types = dict.fromkeys(("x", "y"), "*fp32") | dict.fromkeys(("n_x", "n_y"), "*i32")
+    types |= dict.fromkeys(("layers_y", "rows", "n"), "i32")
+    options = {"num_warps": triton_ksg.WARPS}
+    kernel = triton_ksg.ksg_counts_kernel
+    usage = compiled_usage(kernel, types, constants, architecture, fresh_cache, options=options)
     assert usage["LOCAL"] == 0 and usage["STACK"] == 0, usage
     assert 0 < usage["REG"] <= 128, usage
