@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -99,8 +98,11 @@ def one_fit(n: int, d: int, outputs: int, mode: dict, peers: dict) -> dict:
         start = time.perf_counter()
         machine = peer(X, y, mode)
         first = time.perf_counter() - start
-        accuracy = cases.gate(X, y, machine, mode)
-        figures |= {"error": accuracy["error"]}
+        try:
+            accuracy = cases.gate(X, y, machine, mode)
+        except RuntimeError as failed:
+            figures["peers"][name] = {"refused": str(failed)}
+            continue
         rounds = 1 if first > SLOW else 5
         taken = first if rounds == 1 else cases.seconds(lambda p=peer: p(X, y, mode), 5, 0)
         figures["peers"][name] = accuracy | {"seconds": taken, "rounds": rounds}
@@ -183,8 +185,7 @@ def run_alone(n, d, iters, budget, regime="streamed", double=False) -> dict:
     """A fit in its own process, whose peak memory is its own."""
     arguments = json.dumps([n, d, iters, budget, regime, double])
     command = [sys.executable, "-c", STREAM, arguments, str(Path(__file__).parent)]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # as the tests measure peaks
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])
     return json.loads(done.stdout)
@@ -240,7 +241,13 @@ def markdown(cells: dict) -> str:
         for n in (250, 500, 1000, 2000):
             if f"median n={n} d=8192 outputs={c}" not in cells:
                 lines.append(f"| median | {n} | 8192 | {c} |" + " not measured |" * 5)
-    lines += ["", "One run of a peer instead of the median of five where marked *.", ""]
+    lines += [
+        "",
+        "One run of a peer instead of the median of five where marked *. No speed is reported "
+        "where our predictions are more than 1e-4 and twice the peer's error away from double "
+        "precision.",
+        "",
+    ]
     others = {name: cell for name, cell in cells.items() if "peers" not in cell}
     lines += ["## The rest", "", "| what | figures |", "|---|---|"]
     for name, cell in others.items():
@@ -253,14 +260,17 @@ def fit_line(cell: dict) -> str:
         if name not in cell["peers"]:
             return "not measured"
         peer = cell["peers"][name]
+        if "refused" in peer:
+            return "ours is less accurate"
         return f"{peer['seconds'] / cell['seconds']:.1f}x" + "*" * (peer["rounds"] == 1)
 
     xrfm = cell["peers"]["xrfm l2_high_dim"]
+    errors = f"{xrfm['error']:.0e} / {xrfm['peer_error']:.0e}" if "error" in xrfm else ""
     share = f"{cell['rate'] / cell['product_rate']:.0%}" if "rate" in cell else ""
     return (
         f"| {cell['mode']} | {cell['n']} | {cell['d']} | {cell['outputs']} | "
         f"{ratio('xrfm l2_high_dim')} | {ratio('plain torch')} | {ratio('xrfm l2')} | "
-        f"{xrfm['error']:.0e} / {xrfm['peer_error']:.0e} | {share} |"
+        f"{errors} | {share} |"
     )
 
 

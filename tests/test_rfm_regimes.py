@@ -1,7 +1,6 @@
 """Three ways to compute one machine: the same results, a readable choice, bounded memory."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -281,10 +280,7 @@ print(json.dumps({"used": peak() - before, "planned": rfm.plan_.bytes[rfm.plan_.
 def peak(n, d, regime, budget, iters=2):
     arguments = json.dumps([n, d, regime, budget, iters])
     command = [sys.executable, "-c", PEAK, arguments]
-    # Freed tiles go back to the system at once: glibc would else keep holes between them, a
-    # different number at every run, and the peak would measure those.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

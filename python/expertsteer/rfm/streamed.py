@@ -3,8 +3,7 @@
 The metric is a d x d matrix as in `feature`. Tiles are kept while the memory budget lasts and
 computed again beyond it; the ridge regression is solved by preconditioned conjugate gradients.
 
-The budget bounds what is allocated. glibc may hold more of what was freed, in holes between tiles;
-``MALLOC_MMAP_THRESHOLD_=131072`` in the environment makes it give all of that back.
+Everything as large as a tile is allocated once per fit: see `TileMemory`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .plan import Plan, streamed_shape
 from .problem import Problems
 from .settings import Options, Setting
 from .solve import RIDGE_STEP, RIDGE_STEPS
-from .tiles import KernelTiles
+from .tiles import KernelTiles, TileMemory
 
 
 class StreamedFits(MetricFits):
@@ -46,10 +45,9 @@ class StreamedFits(MetricFits):
     def run(self, held: Problems | None = None) -> StreamedFits:
         points, y = self.points[0], self.y[0]
         metric, seen = None, points  # M and X M
-        entries = min(self.room // points.element_size(), len(points) * (len(points) + self.tile))
-        store = points.new_empty(entries)
+        memory = TileMemory(points, self.tile, self.room)
         for t in range(self.options.iters + 1):
-            tiles = KernelTiles(seen, points, self.tile, store)
+            tiles = KernelTiles(seen, points, self.tile, memory)
             bandwidth = tiles.set_bandwidth(self.setting.bandwidth, self.options.bandwidth_mode)
             self._bandwidths.append(bandwidth.view(1))
             alpha = self._solve(tiles, y)
@@ -105,9 +103,9 @@ class StreamedFits(MetricFits):
         rows, sums = torch.zeros_like(seen), torch.zeros_like(alpha)
         for i, j, kernel in tiles:
             weights = tiles.weights(kernel)
-            rows[i].addmm_(weights, alpha[j] * seen[j], alpha=-1)
+            rows[i].addmm_(weights, tiles.scaled_rows(alpha[j], seen[j]), alpha=-1)
             sums[i] += weights @ alpha[j]
             if i != j:
-                rows[j].addmm_(weights.T, alpha[i] * seen[i], alpha=-1)
+                rows[j].addmm_(weights.T, tiles.scaled_rows(alpha[i], seen[i]), alpha=-1)
                 sums[j] += weights.T @ alpha[i]
         return rows.addcmul_(sums, seen)

@@ -11,6 +11,37 @@ from ..ops.products import times_transposed
 
 SAMPLE = 1024  # rows among whose distances the median is first looked for
 BRACKET = 0.01  # share of the distances gathered on either side of it
+GATHERED = 0.04  # share of the distances there is memory for; twice what is expected
+
+
+class TileMemory:
+    """All that passing tiles are computed in, allocated once per fit.
+
+    Fresh tiles of many sizes among kept ones would leave the allocator with holes, and the process
+    with several times the memory that is in use.
+
+    Args:
+        points: ``X [n, d]``, whose type and device it takes.
+        tile: rows of a tile.
+        kept: bytes for tiles that are kept.
+    """
+
+    def __init__(self, points: Tensor, tile: int, kept: int):
+        n, d = points.shape
+        tile = min(tile, n)
+        entries = min(kept // points.element_size(), n * (n + tile))
+        self.kept = points.new_empty(entries)
+        self._passing = points.new_empty(3, tile * tile)
+        self._flags = points.new_empty(2, tile * tile, dtype=torch.bool)
+        self.rows = points.new_empty(tile, d)
+        self.gathered = points.new_empty(round(GATHERED * n * n / 2) + tile)
+
+    def passing(self, which: int, rows: int, columns: int) -> Tensor:
+        """Tile 0 (the kernel), 1 or 2 (its weights)."""
+        return self._passing[which, : rows * columns].view(rows, columns)
+
+    def flags(self, which: int, rows: int, columns: int) -> Tensor:
+        return self._flags[which, : rows * columns].view(rows, columns)
 
 
 class KernelTiles:
@@ -19,11 +50,10 @@ class KernelTiles:
     Args:
         seen: ``X M [n, d]``; points: ``X [n, d]``.
         tile: rows of a tile.
-        store: flat memory for kept tiles. One piece, allocated once: kept tiles among passing ones
-            would leave the allocator with holes.
+        memory: what the tiles are computed in; a tile lasts until the next one.
     """
 
-    def __init__(self, seen: Tensor, points: Tensor, tile: int, store: Tensor):
+    def __init__(self, seen: Tensor, points: Tensor, tile: int, memory: TileMemory):
         self.seen, self.points = seen, points
         self.norms = (seen * points).sum(dim=1)  # diag(P)
         n = len(points)
@@ -31,7 +61,7 @@ class KernelTiles:
         self.places = [(i, j) for a, i in enumerate(rows) for j in rows[: a + 1]]
         self.bandwidth: Tensor | None = None
         self._kept: dict[int, Tensor] = {}
-        self._store = store
+        self._memory, self._room = memory, memory.kept
 
     def distances(self, i: slice, j: slice) -> Tensor:
         product = self._product(i, j)
@@ -42,7 +72,10 @@ class KernelTiles:
 
     def _product(self, i: slice, j: slice) -> Tensor:
         seen, points = self.seen[i], self.points[j]
-        return times_transposed(seen, points) if not seen.is_cuda else seen @ points.T
+        out = self._memory.passing(0, len(seen), len(points))
+        if seen.is_cuda:
+            return torch.mm(seen, points.T, out=out)
+        return out.copy_(times_transposed(seen, points))
 
     def set_bandwidth(self, factor: float, mode: str) -> Tensor:
         """Fix L, exactly as the other regimes do, and turn the tiles kept so far into kernel."""
@@ -54,7 +87,7 @@ class KernelTiles:
         return self.bandwidth
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """``(rows, columns, K)`` of every tile, not to be changed."""
+        """``(rows, columns, K)`` of every tile, not to be changed and gone with the next one."""
         for place, (i, j) in enumerate(self.places):
             tile = self._kept.get(place)
             if tile is None:
@@ -63,10 +96,10 @@ class KernelTiles:
             yield i, j, tile
 
     def _keep(self, place: int, tile: Tensor) -> Tensor:
-        """The tile, moved to the store while that has room."""
-        if tile.numel() > len(self._store):
+        """The tile, moved to where it is kept while that has room."""
+        if tile.numel() > len(self._room):
             return tile
-        slot, self._store = self._store[: tile.numel()], self._store[tile.numel() :]
+        slot, self._room = self._room[: tile.numel()], self._room[tile.numel() :]
         self._kept[place] = slot.view(tile.shape).copy_(tile)
         return self._kept[place]
 
@@ -76,10 +109,15 @@ class KernelTiles:
         ``D = -L log K``: in either precision that loses no more digits than the cancellation in D
         itself did.
         """
-        scaled = kernel.log().neg_()  # D / L
-        weights = kernel / scaled
-        weights.masked_fill_((scaled <= 0) | (kernel <= 0), 0.0)
+        memory, shape = self._memory, kernel.shape
+        scaled = torch.log(kernel, out=memory.passing(1, *shape)).neg_()  # D / L
+        weights = torch.div(kernel, scaled, out=memory.passing(2, *shape))
+        weights.masked_fill_(torch.le(scaled, 0, out=memory.flags(0, *shape)), 0.0)
         return weights.div_(self.bandwidth).div_(self.bandwidth)
+
+    def scaled_rows(self, scale: Tensor, rows: Tensor) -> Tensor:
+        """``scale o rows`` for ``[t, 1]`` and ``[t, d]``."""
+        return torch.mul(scale, rows, out=self._memory.rows[: len(rows)])
 
     def multiply(self, v: Tensor) -> Tensor:
         """``K v`` for ``[n, C]``, accumulated in v's type."""
@@ -102,7 +140,8 @@ class KernelTiles:
         """Lower median of all distances between different points, their mean where it is zero.
 
         The rows of a sample bracket it; one pass counts what lies below and gathers what lies
-        inside. A bracket that misses is widened.
+        inside. A bracket that misses is widened; where more lies inside than there is memory for,
+        as where most distances are equal, the memory grows.
         """
         n = len(self.points)
         rank = (n * (n - 1) // 2 - 1) // 2
@@ -111,24 +150,43 @@ class KernelTiles:
         reach = BRACKET
         while True:
             low, high = self._quantiles(between, 0.5 - reach, 0.5 + reach)
-            below, inside, total = 0, [], 0.0
-            for place, (i, j) in enumerate(self.places):
-                tile = self._kept.get(place)
-                if tile is None:
-                    tile = self._keep(place, self.distances(i, j))
-                values = tile.flatten()
-                if i == j:  # each pair once, and no point with itself
-                    lower = torch.tril_indices(len(tile), len(tile), -1, device=tile.device)
-                    values = tile[lower[0], lower[1]]
-                total += float(values.sum(dtype=torch.float64))
-                below += int((values < low).sum())
-                inside.append(values[(values >= low) & (values <= high)])
-            gathered = torch.cat(inside)
-            del inside
-            if below <= rank < below + len(gathered):
-                median = _select(gathered, rank - below)
+            below, inside, total = self._gather(low, high)
+            if not below <= rank < below + inside:
+                reach *= 2
+            elif inside > len(self._memory.gathered):
+                self._memory.gathered = self._memory.gathered.new_empty(inside)
+            else:
+                median = _select(self._memory.gathered[:inside], rank - below)
                 return median if bool(median > 0) else median + total / (n * (n - 1) / 2)
-            reach *= 2
+
+    def _gather(self, low: Tensor, high: Tensor) -> tuple[int, int, float]:
+        """How many distances lie below and inside, gathered as far as they fit, and their sum."""
+        below, inside, total = 0, 0, 0.0
+        for place, (i, j) in enumerate(self.places):
+            tile = self._kept.get(place)
+            if tile is None:
+                tile = self._keep(place, self.distances(i, j))
+            total += float(tile.sum(dtype=torch.float64)) / (2 if i == j else 1)
+            values = tile if i != j else self._each_pair_once(tile)
+            found = self._between(values, low, high)
+            below += int(torch.lt(values, low, out=self._memory.flags(0, *values.shape)).sum())
+            room = self._memory.gathered[inside : inside + len(found)]
+            room.copy_(found[: len(room)])
+            inside += len(found)
+        return below, inside, total
+
+    def _each_pair_once(self, tile: Tensor) -> Tensor:
+        """A tile on the diagonal, NaN (which is in no bracket) on and above the diagonal."""
+        upper = self._memory.flags(0, *tile.shape).fill_(True).triu_()
+        return self._memory.passing(1, *tile.shape).copy_(tile).masked_fill_(upper, torch.nan)
+
+    def _between(self, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """What lies in the bracket; on a CPU by numpy: torch would take 16 bytes per value."""
+        inside = torch.ge(values, low, out=self._memory.flags(0, *values.shape))
+        inside &= torch.le(values, high, out=self._memory.flags(1, *values.shape))
+        if values.is_cuda:
+            return values[inside]
+        return torch.from_numpy(values.numpy()[inside.numpy()])
 
     def _sampled(self, rows: Tensor) -> Tensor:
         squared = self.seen[rows] @ self.points[rows].T
