@@ -5,6 +5,7 @@ from functools import reduce
 import torch
 
 import expertsteer as es
+from expertsteer._folding import Fold
 from expertsteer.models import find_decoder, hidden_size
 from families import FAMILIES, Family
 from steering import logits, with_plain_hooks
@@ -33,6 +34,7 @@ MORE = {
         Family("gptj", "GPTJ", "transformer.h", GPT | {"rotary_dim": 4}, GPT_SIZES),
         Family("helium", "Helium", "model.layers", HEADS),
         Family("hunyuan_v1_dense", "HunYuanDenseV1", "model.layers", HEADS),
+        Family("hy_v3", "HYV3", "model.layers", HEADS | {"mlp_layer_types": ["dense"] * 3}),
         Family("ministral", "Ministral", "model.layers", HEADS),
         Family(
             "mpt",
@@ -78,6 +80,22 @@ def relative_error(result, expected):
     return float((result - expected).abs().max() / expected.abs().max())
 
 
+def block(model, layer):
+    return find_decoder(model).layers[layer]
+
+
 def at(model, layer, path):
     """A module inside a decoder layer."""
-    return reduce(getattr, path.split("."), find_decoder(model).layers[layer])
+    return reduce(getattr, path.split("."), block(model, layer))
+
+
+def fold_all(model, vectors):
+    folds = [Fold(model, layer) for layer in vectors.layers]
+    for fold in folds:
+        fold.write(vectors.displacement(fold.layer))
+    return folds
+
+
+def remove(folds):
+    for fold in folds:
+        fold.remove()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from expertsteer._foldable import FOLDABLE
+from expertsteer._foldable import FOLDABLE, why_not_foldable
 from expertsteer._folding import Fold
 from expertsteer.folding_checkpoint import CHECKPOINTS, fold_permanently, why_not_permanent
 from families import FAMILIES, Family, build_or_skip
@@ -113,9 +113,10 @@ def test_the_reloaded_checkpoint_generates_the_same(case, monkeypatch, tmp_path)
 @pytest.mark.parametrize("case", ["llama", "mistral", "phi3", "qwen3", "gpt2", "falcon"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_type_of_the_weights_is_kept(case, dtype, monkeypatch, tmp_path):
-    model = build_case(monkeypatch, case).to(dtype)
+    # Loaded in that type, as users do: a model that is cast rounds its rotary tables too.
+    model = reload(build_case(monkeypatch, case), tmp_path / "plain", dtype=dtype)
     permanent = fold_permanently(model, vectors_for(model))
-    loaded = reload(permanent, tmp_path, dtype="auto")
+    loaded = reload(permanent, tmp_path / "steered", dtype="auto")
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert torch.equal(logits(loaded, IDS), logits(permanent, IDS))
 
@@ -151,6 +152,22 @@ def test_a_second_fold_adds_to_the_first():
     assert relative_error(logits(model, IDS % 60), expected) < 1e-5
 
 
+def test_a_converted_model_can_be_folded_again(monkeypatch):
+    model, chosen = _model_and_vectors(monkeypatch, "qwen3")
+    expected = hooked_logits(model, 2.0 * chosen, IDS)
+    twice = fold_permanently(fold_permanently(model, chosen), chosen)
+    assert relative_error(logits(twice, IDS), expected) < 1e-5
+
+
+def test_hy_v3_with_experts_is_refused(monkeypatch):
+    kinds = {"mlp_layer_types": ["dense", "dense", "sparse"], "num_experts": 4}
+    model = build_case(monkeypatch, "hy_v3", **kinds, num_experts_per_tok=2)
+    assert "mixture of experts" in why_not_foldable(model, 2)
+    with pytest.raises(ValueError, match="its experts have no bias"):
+        fold_permanently(model, vectors_for(model, layers=(1,)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing its compiler
 def test_a_compiled_model_is_folded_as_the_model_behind_it():
     model = llama()
     assert fold_permanently(torch.compile(model, backend="eager"), vectors()) is model

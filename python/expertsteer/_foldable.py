@@ -38,13 +38,17 @@ class LastLinear:
 
 
 def _opt(layer: Any) -> str | None:
-    return None if layer.do_layer_norm_before else "a norm follows the MLP (do_layer_norm_before)"
+    return None if layer.do_layer_norm_before else f"{_NORM} (do_layer_norm_before=False)"
 
 
 def _bloom(layer: Any) -> str | None:
     if layer.mlp.pretraining_tp > 1 and layer.mlp.slow_but_exact:
         return "slow_but_exact with pretraining_tp > 1 leaves the linear's bias out"
     return None
+
+
+def _hy_v3(layer: Any) -> str | None:
+    return None if hasattr(layer.mlp, "down_proj") else _EXPERTS
 
 
 def _mamba(layer: Any) -> str | None:
@@ -54,6 +58,9 @@ def _mamba(layer: Any) -> str | None:
     return None
 
 
+_NORM = "a norm follows the MLP"
+_EXPERTS = "the block ends in a mixture of experts"
+_SCALED = "the MLP's output is scaled before it is added"
 _GATED_MLP = LastLinear("mlp.down_proj")
 _C_PROJ = LastLinear("mlp.c_proj", "mlp.dropout")
 _FC_OUT = LastLinear("mlp.fc_out", "mlp.dropout")
@@ -73,6 +80,7 @@ FOLDABLE: dict[str, LastLinear] = {
     "gptj": _FC_OUT,
     "helium": _GATED_MLP,
     "hunyuan_v1_dense": _GATED_MLP,
+    "hy_v3": LastLinear("mlp.down_proj", unless=_hy_v3),
     "llama": _GATED_MLP,
     "mamba": LastLinear("mixer.out_proj", unless=_mamba),
     "ministral": _GATED_MLP,
@@ -90,10 +98,6 @@ FOLDABLE: dict[str, LastLinear] = {
     "stablelm": LastLinear("mlp.down_proj", "dropout"),
     "starcoder2": LastLinear("mlp.c_proj", "mlp.residual_dropout"),
 }
-
-_NORM = "a norm follows the MLP"
-_EXPERTS = "the block ends in a mixture of experts"
-_SCALED = "the MLP's output is scaled before it is added"
 
 REFUSED: dict[str, str] = {
     "exaone4": _NORM,

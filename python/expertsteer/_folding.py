@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,11 +49,8 @@ class Fold:
             else:
                 self._original = _copy(self.linear.bias)
                 self._watch_state_dict()
+        self.width: int = self.linear.bias.shape[0]
         self.linear.__dict__["_expertsteer_fold"] = self
-
-    @property
-    def width(self) -> int:
-        return self.linear.bias.shape[0]
 
     def write(self, displacement: Tensor) -> None:
         """Set what is added to the layer's output at every position.
@@ -107,23 +105,25 @@ class Fold:
         self.linear.register_buffer("bias", zeros, persistent=False)
 
     def _watch_state_dict(self) -> None:
-        def saved(linear: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-            steered = state[f"{prefix}bias"]
-            state[f"{prefix}bias"] = self._original.to(steered.device, steered.dtype)
-
-        def before_load(*_: Any) -> None:
-            self._restore_bias()
-
-        def after_load(*_: Any) -> None:
-            self._original = _copy(self.linear.bias)
-            if self._displacement is not None:
-                self.write(self._displacement)
-
+        # torch marks a hook of the state dict by an attribute, which a bound method cannot have.
         self._hooks = [
-            self.linear.register_state_dict_post_hook(saved),
-            self.linear.register_load_state_dict_pre_hook(before_load),
-            self.linear.register_load_state_dict_post_hook(after_load),
+            self.linear.register_state_dict_post_hook(partial(Fold._saved, self)),
+            self.linear.register_load_state_dict_pre_hook(self._before_load),
+            self.linear.register_load_state_dict_post_hook(self._after_load),
         ]
+
+    def _saved(self, linear: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        steered = state[f"{prefix}bias"]
+        state[f"{prefix}bias"] = self._original.to(steered.device, steered.dtype)
+
+    def _before_load(self, *arguments: Any) -> None:
+        # A checkpoint without this bias must not leave the steered one as the original.
+        self._restore_bias()
+
+    def _after_load(self, *arguments: Any) -> None:
+        self._original = _copy(self.linear.bias)
+        if self._displacement is not None:
+            self.write(self._displacement)
 
     def _restore_bias(self) -> None:
         with torch.no_grad():

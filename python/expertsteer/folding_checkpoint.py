@@ -39,6 +39,7 @@ OPTIONS: dict[str, BiasOption] = {
         ),
     ),
     "helium": _GATED,
+    "hy_v3": _GATED,
     "llama": _GATED,
     "mamba": BiasOption("use_bias", ("mixer.in_proj", "mixer.out_proj")),
     "nemotron": _UNGATED,
@@ -82,6 +83,8 @@ def why_not_permanent(model: nn.Module, decoder_layers: str | None = None) -> st
         return f"its decoder is a part of a {model.config.model_type} model"
     if family in CONVERTED:
         return why_not_converted(model)
+    if family == "hy_v3" and "sparse" in model.config.mlp_layer_types:
+        return "its experts have no bias under the option that gives the dense layers one"
     for linear in _needing_bias(found, family):
         reason = why_not_plain(linear)
         if reason is not None:
