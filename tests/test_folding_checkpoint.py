@@ -210,6 +210,29 @@ def test_what_the_other_family_cannot_express_is_refused(name, changes, message,
         fold_permanently(model, vectors_for(model))
 
 
+class Adapted(torch.nn.Module):
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+
+    def forward(self, states):
+        return self.base_layer(states)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_a_model_with_adapters_is_refused(name, monkeypatch):
+    model, chosen = _model_and_vectors(monkeypatch, name)
+    head = model.get_output_embeddings()
+    model.set_output_embeddings(Adapted(head))
+    with pytest.raises(ValueError, match="lm_head.base_layer.weight.*merge adapters"):
+        fold_permanently(model, chosen)
+
+
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(ValueError, match="a LlamaModel has no language model head"):
+        fold_permanently(llama().model, vectors())
+
+
 @pytest.mark.parametrize(
     "wrong, strength, message",
     [

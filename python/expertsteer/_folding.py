@@ -19,8 +19,8 @@ class Fold:
     hold the unsteered model. An existing bias stays the parameter it is; what is saved is its
     value without the vector, and what is loaded is steered from then on.
 
-    The vector reaches padding too. Attention never looks there, so real tokens see no difference;
-    the states at padding itself do differ from those of a slot.
+    The vector reaches padding too. The attention mask keeps real tokens from seeing it; the states
+    at padding itself do differ from those of a slot.
 
     Compiled code and CUDA graphs recorded after this constructor see every later ``write``; code
     compiled before recompiles once. Inductor's ``freezing``, which copies weights into the

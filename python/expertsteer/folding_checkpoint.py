@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,9 @@ def why_not_permanent(model: nn.Module, decoder_layers: str | None = None) -> st
         )
     if getattr(model.config, "model_type", None) != family:
         return f"its decoder is a part of a {model.config.model_type} model"
+    reason = _why_not_stock(model)
+    if reason is not None:
+        return reason
     if family in CONVERTED:
         return why_not_converted(model)
     if family == "hy_v3" and "sparse" in model.config.mlp_layer_types:
@@ -89,6 +93,24 @@ def why_not_permanent(model: nn.Module, decoder_layers: str | None = None) -> st
         reason = why_not_plain(linear)
         if reason is not None:
             return reason
+    return None
+
+
+def _why_not_stock(model: Any) -> str | None:
+    """Where saving would write names that a stock model of this configuration does not have."""
+    kind = type(model)
+    if not kind.__module__.startswith("transformers.models."):
+        return f"{kind.__module__}.{kind.__name__} is not transformers' own (merge adapters first)"
+    if model.get_output_embeddings() is None:
+        return f"a {kind.__name__} has no language model head"
+    with torch.device("meta"):
+        stock = kind(copy.deepcopy(model.config))
+    strange = sorted(set(model.state_dict()) ^ set(stock.state_dict()))
+    if strange:
+        return (
+            f"its weights are not those of its configuration, for example {strange[0]!r} (merge "
+            "adapters, undo quantisation)"
+        )
     return None
 
 
