@@ -1,7 +1,9 @@
 // The only file that knows Python. Arguments are integers (pointers, sizes, strides) that
 // expertsteer/ops/native.py has validated.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -13,9 +15,16 @@
 
 namespace py = pybind11;
 using expertsteer::DType;
+using expertsteer::Steer;
 using expertsteer::SteerAdd;
+using expertsteer::SteerOperation;
 
 namespace {
+
+template <typename T>
+T* at(std::uintptr_t pointer) {
+  return reinterpret_cast<T*>(pointer);
+}
 
 SteerAdd make_steer_add(std::uintptr_t hidden, int dtype, std::int64_t batch, std::int64_t tokens,
                         std::int64_t width, std::int64_t batch_stride, std::int64_t token_stride,
@@ -35,9 +44,41 @@ SteerAdd make_steer_add(std::uintptr_t hidden, int dtype, std::int64_t batch, st
                   mask_token_stride};
 }
 
-template <typename T>
-T* at(std::uintptr_t pointer) {
-  return reinterpret_cast<T*>(pointer);
+using Sizes = std::array<std::int64_t, 3>;
+using Strided =
+    std::pair<std::uintptr_t, std::int64_t>;  // a pointer, and the stride between sequences
+
+Steer make_steer(std::uintptr_t hidden, int dtype, Sizes shape, Sizes strides, int operation,
+                 std::int64_t vectors, Strided table, std::uintptr_t inverse_norms, Strided rows,
+                 Strided strengths, std::uintptr_t mask, std::array<std::int64_t, 2> mask_strides,
+                 Strided gates, Strided thresholds, int threads) {
+  if (dtype < 0 || dtype > 3) throw std::invalid_argument("dtype must be 0, 1, 2 or 3");
+  if (operation < 0 || operation > 3) throw std::invalid_argument("operation must be 0, 1, 2 or 3");
+  return Steer{at<void>(hidden),
+               static_cast<DType>(dtype),
+               shape[0],
+               shape[1],
+               shape[2],
+               strides[0],
+               strides[1],
+               strides[2],
+               static_cast<SteerOperation>(operation),
+               vectors,
+               at<const void>(table.first),
+               table.second,
+               at<const void>(inverse_norms),
+               at<const std::int32_t>(rows.first),
+               rows.second,
+               at<const void>(strengths.first),
+               strengths.second,
+               at<const std::uint8_t>(mask),
+               mask_strides[0],
+               mask_strides[1],
+               at<const std::int32_t>(gates.first),
+               gates.second,
+               at<const void>(thresholds.first),
+               thresholds.second,
+               threads};
 }
 
 // The passes of rfm.h in one type; `suffix` is the name torch gives it.
@@ -95,6 +136,14 @@ PYBIND11_MODULE(_C, m) {
         expertsteer::steer_add_cpu(args);
       },
       EXPERTSTEER_STEER_ADD_ARGS);
+
+  py::class_<Steer>(m, "Steer")
+      .def(py::init(&make_steer), py::arg("hidden"), py::arg("dtype"), py::arg("shape"),
+           py::arg("strides"), py::arg("operation"), py::arg("vectors"), py::arg("table"),
+           py::arg("inverse_norms"), py::arg("rows"), py::arg("strengths"), py::arg("mask"),
+           py::arg("mask_strides"), py::arg("gates"), py::arg("thresholds"), py::arg("threads"));
+  m.def("steer_cpu", &expertsteer::steer_cpu, py::arg("steer"),
+        py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "log_determinants_cpu",
@@ -165,6 +214,13 @@ PYBIND11_MODULE(_C, m) {
         if (error) throw std::runtime_error(std::string("steer_add_cuda: ") + error);
       },
       EXPERTSTEER_STEER_ADD_ARGS, py::arg("stream"));
+  m.def(
+      "steer_cuda",
+      [](const Steer& args, std::uintptr_t stream) {
+        const char* error = expertsteer::steer_cuda(args, at<void>(stream));
+        if (error) throw std::runtime_error(std::string("steer_cuda: ") + error);
+      },
+      py::arg("steer"), py::arg("stream"));
 #else
   m.attr("with_cuda") = false;
 #endif

@@ -13,6 +13,34 @@ def steer_add_cpu(
     mask_batch_stride: int,
     mask_token_stride: int,
 ) -> None: ...
+
+class Steer:
+    """One call of `steer_cpu` or `steer_cuda`: the struct of csrc/steer.h.
+
+    A pair is a pointer and a stride in elements: between the rows of the table, else between
+    sequences (0 where all share one entry).
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        dtype: int,
+        shape: tuple[int, int, int],
+        strides: tuple[int, int, int],
+        operation: int,
+        vectors: int,
+        table: tuple[int, int],
+        inverse_norms: int,
+        rows: tuple[int, int],
+        strengths: tuple[int, int],
+        mask: int,
+        mask_strides: tuple[int, int],
+        gates: tuple[int, int],
+        thresholds: tuple[int, int],
+        threads: int,
+    ) -> None: ...
+
+def steer_cpu(steer: Steer) -> None: ...
 def max_norm_distances_cpu(
     codes: int,
     out: int,
@@ -80,3 +108,4 @@ def steer_add_cuda(
     mask_token_stride: int,
     stream: int,
 ) -> None: ...
+def steer_cuda(steer: Steer, stream: int) -> None: ...

@@ -16,10 +16,15 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from . import gaussian, native, native_rfm, reference, reference_mi
+from . import gaussian, native, native_rfm, native_steer, reference, reference_mi, reference_steer
+from ._check_steer import check_steer
 from .carry import Carry
 
 BACKENDS = ("auto", "reference", "triton", "native", "torch")
+
+# What callers of `steer` need beside it.
+STEER_OPERATIONS = reference_steer.OPERATIONS
+inverse_norms = reference_steer.inverse_norms
 
 
 def _on_use(module: str, name: str) -> Callable:
@@ -34,6 +39,7 @@ def _on_use(module: str, name: str) -> Callable:
 # Per operation, its implementations from the fastest to the definition.
 _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
     "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
+    "steer": {"native": native_steer.steer, "reference": reference_steer.steer},
     "gram": {"native": native_rfm.gram, "reference": reference.gram},
     "cross_gram": {"native": native_rfm.cross_gram, "reference": reference.cross_gram},
     "times_transposed": {
@@ -197,6 +203,40 @@ def steer_add(
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
     return choose("steer_add", backend, hidden.device, hidden.dtype)(hidden, delta, mask)
+
+
+def steer(
+    hidden: Tensor,
+    table: Tensor,
+    rows: Tensor,
+    strengths: Tensor,
+    mask: Tensor | None = None,
+    *,
+    operation: str = "add",
+    gates: Tensor | None = None,
+    thresholds: Tensor | None = None,
+    inverse_norms: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Checked `reference_steer.steer`; fast backends work in place, so use the returned tensor.
+
+    Raises:
+        ValueError: an argument has the wrong shape, type or device, ``operation`` is unknown, or
+            a row lies outside the table (not checked under a compiler or a graph capture).
+        BackendError: ``backend`` cannot serve the call.
+    """
+    check_steer(hidden, table, rows, strengths, mask, operation, gates, thresholds, inverse_norms)
+    return choose("steer", backend, hidden.device, hidden.dtype)(
+        hidden,
+        table,
+        rows,
+        strengths,
+        mask,
+        operation=operation,
+        gates=gates,
+        thresholds=thresholds,
+        inverse_norms=inverse_norms,
+    )
 
 
 def laplace(

@@ -1,0 +1,80 @@
+"""Steering by a table of vectors in the compiled extension, in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import native, reference_steer
+
+
+def steer(
+    hidden: Tensor,
+    table: Tensor,
+    rows: Tensor,
+    strengths: Tensor,
+    mask: Tensor | None = None,
+    *,
+    operation: str = "add",
+    gates: Tensor | None = None,
+    thresholds: Tensor | None = None,
+    inverse_norms: Tensor | None = None,
+) -> Tensor:
+    """`reference_steer.steer`, in place; returns ``hidden``.
+
+    Where autograd records the call the reference serves it out of place, and a ``hidden`` whose
+    elements share memory (an expanded batch) is copied first: use the returned tensor.
+    """
+    values = (hidden, table, strengths, thresholds)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in values):
+        return reference_steer.steer(
+            hidden,
+            table,
+            rows,
+            strengths,
+            mask,
+            operation=operation,
+            gates=gates,
+            thresholds=thresholds,
+            inverse_norms=inverse_norms,
+        )
+    if any(step == 0 and size > 1 for step, size in zip(hidden.stride(), hidden.shape)):
+        hidden = hidden.clone(memory_format=torch.contiguous_format)
+    if inverse_norms is None and (gates is not None or operation in ("remove", "clamp")):
+        inverse_norms = reference_steer.inverse_norms(table)
+    # Copies, where there are any, live until the call below is made or enqueued.
+    rows, strengths = _packed(rows), _packed(strengths)
+    call = native._C.Steer(
+        hidden.data_ptr(),
+        native._DTYPES[hidden.dtype],
+        hidden.shape,
+        hidden.stride(),
+        reference_steer.OPERATIONS.index(operation),
+        rows.shape[1],
+        (table.data_ptr(), table.stride(0)),
+        0 if inverse_norms is None else inverse_norms.data_ptr(),
+        _per_sequence(rows),
+        _per_sequence(strengths),
+        0 if mask is None else mask.data_ptr(),
+        (0, 0) if mask is None else mask.stride(),
+        _per_sequence(gates),
+        _per_sequence(thresholds),
+        torch.get_num_threads(),
+    )
+    if hidden.is_cuda:
+        with torch.cuda.device(hidden.device):
+            native._C.steer_cuda(call, torch.cuda.current_stream().cuda_stream)
+    else:
+        native._C.steer_cpu(call)
+    return hidden
+
+
+def _packed(values: Tensor) -> Tensor:
+    return values if values.stride(1) == 1 else values.contiguous()
+
+
+def _per_sequence(values: Tensor | None) -> tuple[int, int]:
+    """Pointer and stride between sequences, 0 where they share the one entry."""
+    if values is None:
+        return 0, 0
+    return values.data_ptr(), values.stride(0) if values.shape[0] > 1 else 0
