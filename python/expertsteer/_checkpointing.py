@@ -1,0 +1,55 @@
+"""Gradient checkpointing of steered layers: a layer that runs again must steer the same tokens.
+
+The second run comes during the backward pass, outside the decoder, perhaps in another thread and
+after other forward passes. So the checkpointing function takes the pass it was called in with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from .steer import Steering
+
+_NAME = "_gradient_checkpointing_func"  # of transformers, on the layers or on their decoder
+
+
+class CheckpointedPass:
+    """Stands in for a checkpointing function: what it runs again is steered as the first time."""
+
+    def __init__(self, steering: Steering, original: Callable):
+        self.steering, self.original = steering, original
+
+    def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        from ._slots import Open
+
+        steering = self.steering
+        if not steering.current.active:
+            return self.original(function, *args, **kwargs)
+        chosen, shape = steering.current.chosen, steering.current.shape
+
+        def again(*inputs: Any, **options: Any) -> Any:
+            if steering.current.active or not steering.attached:
+                return function(*inputs, **options)
+            with Open(steering, chosen, shape):
+                return function(*inputs, **options)
+
+        return self.original(again, *args, **kwargs)
+
+
+def watch(steering: Steering, modules: list[nn.Module]) -> None:
+    """Put the stand-in where checkpointing was switched on, also after attaching."""
+    for module in modules:
+        function = module.__dict__.get(_NAME)
+        if function is not None and not isinstance(function, CheckpointedPass):
+            setattr(module, _NAME, CheckpointedPass(steering, function))
+
+
+def unwatch(modules: list[nn.Module]) -> None:
+    for module in modules:
+        function = module.__dict__.get(_NAME)
+        if isinstance(function, CheckpointedPass):
+            setattr(module, _NAME, function.original)

@@ -1,0 +1,88 @@
+"""Why the states of a steered model are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .steer import Steering
+
+
+def diagnose(steering: Steering, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+    """Run the pass again without its cache, steered and not, and look at every layer.
+
+    Raises:
+        RuntimeError: steering made the states not finite; with the layer. A model whose unsteered
+            states are not finite either, or only those at padding, raises nothing.
+    """
+    if not _real(~torch.isfinite(hidden).all(dim=-1), inputs):
+        return
+    prompt = steering.current.prompt
+    seen, steering.watch = prompt.seen, False
+    with steering.muted():
+        unsteered = _first_bad_layer(steering, inputs)
+    prompt.seen = seen
+    if unsteered is not None:
+        return  # the model's own; it stays unwatched, as every pass would be run again
+    try:
+        broken = _first_bad_layer(steering, inputs)
+    finally:
+        steering.watch, prompt.seen = True, seen
+    _raise(steering, broken, hidden.dtype)
+
+
+def _raise(steering: Steering, broken: int | None, dtype: torch.dtype) -> None:
+    sizes = {i: float(steering.bank.displacement(i).norm()) for i in steering.bank.layers}
+    suspects = [i for i in sizes if broken is None or i <= broken] or list(sizes)
+    layer = max(suspects, key=sizes.__getitem__)
+    where = "" if broken is None else f" from layer {broken} on"
+    raise RuntimeError(
+        f"strength {steering.strength:g} makes the states not finite{where}: the largest vector "
+        f"up to there, at layer {layer}, adds a norm of {sizes[layer]:.3g} in {dtype}, which holds "
+        f"up to {torch.finfo(dtype).max:.3g}; lower the strength, or load the model in a wider type"
+    )
+
+
+def _real(bad: Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether a token that is not padding is among them; ``bad`` is ``[batch, tokens]``."""
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        bad = bad & mask[:, -bad.shape[1] :].bool().to(bad.device)
+    return bool(bad.any())
+
+
+def _first_bad_layer(steering: Steering, inputs: Mapping[str, Any]) -> int | None:
+    again = _without_cache(inputs)
+    found: list[int] = []
+
+    def look(index: int):
+        def hook(module: Any, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if _real(~torch.isfinite(hidden).all(dim=-1), again):
+                found.append(index)
+
+        return hook
+
+    layers, decoder = steering.decoder.layers, steering.decoder.decoder
+    hooks = [layer.register_forward_hook(look(i)) for i, layer in enumerate(layers)]
+    try:
+        with torch.no_grad():
+            decoder(**again, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return min(found, default=None)
+
+
+def _without_cache(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The same tokens as a pass of their own."""
+    names = ("input_ids", "inputs_embeds")
+    again = {n: inputs[n] for n in names if inputs.get(n) is not None}
+    tokens, mask = next(iter(again.values())), inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        again["attention_mask"] = mask[:, -tokens.shape[1] :]
+    return again

@@ -1,0 +1,71 @@
+"""The compiled slot, or its stand-in in Python where the extension is not built.
+
+Both call the original and then steer its output; they differ in what that costs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops.native import _C
+
+if _C is not None:
+    Passes, Slot, set_traced_call = _C.Passes, _C.Slot, _C.set_traced_call
+    QUICK = _C.use_tensor_type(torch.Tensor)
+else:
+    QUICK = False
+
+    class _Thread(threading.local):
+        serial, ran, steers = 0, 0, False
+
+    class Passes:  # type: ignore[no-redef]
+        """The forward pass that is open in each thread."""
+
+        def __init__(self) -> None:
+            self.here, self.serial = _Thread(), 0
+
+        def open(self, steers: bool, *unused: int) -> int:
+            self.serial += 1
+            self.here.serial, self.here.ran, self.here.steers = self.serial, 0, bool(steers)
+            return self.serial
+
+        def close(self) -> int:
+            self.here.steers = False
+            return self.here.ran
+
+    class Slot:  # type: ignore[no-redef]
+        """Calls ``original``, then ``slowly`` on what it gave."""
+
+        def __init__(self, original: Callable, slowly: Callable, passes: Passes):
+            self.original, self.slowly, self.passes = original, slowly, passes
+            self.off, self.serial = False, 0
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            if self.off:
+                return self.original(*args, **kwargs)
+            self.slowly(None)
+            output = self.original(*args, **kwargs)
+            self.passes.here.ran += 1
+            self.serial = self.passes.here.serial
+            return self.slowly(output)
+
+        def arm(self, *arguments: int) -> None:
+            """There is no quick way to arm."""
+
+        disarm = arm
+
+    def set_traced_call(type_: type, function: Callable) -> None:
+        """A compiler traces the slot's own Python."""
+
+
+def all_finite(hidden: Tensor) -> bool | None:
+    """Whether every entry is finite; ``None`` where telling would wait for a device."""
+    known = _C.all_finite(hidden) if QUICK else None
+    if known is None and isinstance(hidden, Tensor) and hidden.device.type == "cpu":
+        return bool(torch.isfinite(hidden).all())
+    return known
