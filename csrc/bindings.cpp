@@ -11,6 +11,7 @@
 #include "gaussian.h"
 #include "ksg.h"
 #include "rfm.h"
+#include "slot.h"
 #include "steer.h"
 
 namespace py = pybind11;
@@ -198,6 +199,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("x"), py::arg("y"), py::arg("n_x"), py::arg("n_y"), py::arg("layers_x"),
       py::arg("layers_y"), py::arg("rows"), py::arg("n"), py::arg("k"), py::arg("variant"),
       py::arg("threads"));
+
+  if (!expertsteer::define_slots(m.ptr())) throw py::error_already_set();
 
 #ifdef EXPERTSTEER_WITH_CUDA
   m.attr("with_cuda") = true;

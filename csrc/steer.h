@@ -59,6 +59,8 @@ void steer_cpu(const Steer& args);
 // the launch error's text.
 const char* steer_add_cuda(const SteerAdd& args, void* stream);
 const char* steer_cuda(const Steer& args, void* stream);
+// The same on that device, whichever is current.
+const char* steer_cuda_on(const Steer& args, int device, void* stream);
 #endif
 
 }  // namespace expertsteer

@@ -235,4 +235,14 @@ const char* steer_cuda(const Steer& args, void* stream) {
   return "unknown dtype";
 }
 
+const char* steer_cuda_on(const Steer& args, int device, void* stream) {
+  int before = device;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  const char* failed = steer_cuda(args, stream);
+  if (before != device) cudaSetDevice(before);
+  return failed;
+}
+
 }  // namespace expertsteer

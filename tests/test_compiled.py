@@ -170,7 +170,6 @@ def test_fx_traces_a_steered_model():
     class Decoder(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.config = SimpleNamespace(hidden_size=WIDTH)
             self.layers = torch.nn.ModuleList([Block() for _ in range(4)])
 
         def forward(self, inputs_embeds):
@@ -178,9 +177,18 @@ def test_fx_traces_a_steered_model():
                 inputs_embeds = layer(inputs_embeds)
             return (inputs_embeds,)
 
-    model, states = Decoder(), torch.randn(2, 5, WIDTH)
-    with es.attach(model, vectors(), decoder_layers="layers", check_model=False) as steering:
-        traced = torch.fx.symbolic_trace(model)
-        for strength in (1.0, -0.5):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(hidden_size=WIDTH)
+            self.decoder = Decoder()
+
+        def forward(self, inputs_embeds):
+            return self.decoder(inputs_embeds=inputs_embeds)
+
+    model, states = Model(), torch.randn(2, 5, WIDTH)
+    with es.attach(model, vectors(), decoder_layers="decoder.layers") as steering:
+        for strength in (1.0, -0.5):  # a traced graph keeps what was set
             steering.set(strength=strength)
+            traced = torch.fx.symbolic_trace(model)
             torch.testing.assert_close(traced(states)[0], model(states)[0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer._positions import Passes, token_mask
+from expertsteer._positions import POSITIONS, Prompt, token_mask
 from expertsteer.models import hidden_size
 from families import FAMILIES, build_or_skip
 from steering import gpt2, llama, logits, tokens, vectors, with_plain_hooks
@@ -15,7 +15,6 @@ def model(request):
     return request.param()
 
 
-POSITIONS = ("all", "prompt", "generated", "last")
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
 
 
@@ -81,7 +80,7 @@ def test_padding_is_never_steered(model):
     mask = (padded != 0).long()
     with torch.no_grad():
         plain = model(padded, attention_mask=mask, output_hidden_states=True).hidden_states[2]
-        with es.attach(model, vectors(layers=(1,))):
+        with es.attach(model, vectors(layers=(1,)), mode="slot"):
             steered = model(padded, attention_mask=mask, output_hidden_states=True).hidden_states[2]
     assert torch.equal(steered[:, :3], plain[:, :3])
     assert not torch.isclose(steered[:, 3:], plain[:, 3:]).all(dim=-1).any()
@@ -103,7 +102,7 @@ def test_padding_in_generate_is_never_steered(given, cache):
         options["attention_mask"] = (padded != 0).long()
     model.generate(padded, **options)
     plain = seen[0]
-    with es.attach(model, vectors(layers=(1,))):
+    with es.attach(model, vectors(layers=(1,)), mode="slot"):
         seen.clear()
         model.generate(padded, **options)
     same = (seen[0] == plain).all(dim=-1)
@@ -132,7 +131,7 @@ def test_a_prompt_length_places_a_scored_continuation(model):
 
 def test_last_is_the_last_token_of_every_row_outside_generate():
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1]])
-    chosen = token_mask("last", Passes(), {"attention_mask": mask}, (3, 4), torch.device("cpu"))
+    chosen = token_mask("last", Prompt(), {"attention_mask": mask}, (3, 4), torch.device("cpu"))
     assert chosen.int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
 
 

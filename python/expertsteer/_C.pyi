@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 with_cuda: bool
 
 def steer_add_cpu(
@@ -92,6 +95,36 @@ def gradient_transform_float64(
 ) -> None: ...
 def mirror_lower_float32(matrix: int, n: int, threads: int) -> None: ...
 def mirror_lower_float64(matrix: int, n: int, threads: int) -> None: ...
+
+# csrc/slot.cpp: what stands in the place of a layer's forward.
+class Passes:
+    def open(
+        self,
+        steers: bool,
+        batch: int,
+        tokens: int,
+        mask: int,
+        mask_batch_stride: int,
+        mask_token_stride: int,
+        mask_device_type: int,
+        mask_device_id: int,
+        /,
+    ) -> int: ...
+    def close(self) -> int: ...
+
+class Slot:
+    original: Callable
+    off: bool
+    armed: bool
+    serial: int
+    def __init__(self, original: Callable, slowly: Callable, passes: Passes, /) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def arm(self, *numbers: int) -> None: ...
+    def disarm(self) -> None: ...
+
+def set_traced_call(type: type, function: Callable, /) -> None: ...
+def use_tensor_type(type: type, /) -> bool: ...
+def all_finite(tensor: Any, /) -> bool | None: ...
 
 # Present only where `with_cuda` is true.
 def steer_add_cuda(

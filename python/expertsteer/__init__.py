@@ -32,6 +32,8 @@ _PUBLIC = {
     "pair_layers": "pair",
     "RFM": "rfm",
     "fit_vectors": "fit",
+    "Gate": "_bank",
+    "Steering": "steer",
     "attach": "steer",
     "ExpertSteer": "pipeline",
 }
@@ -43,10 +45,12 @@ __all__ = [
     "ContrastSet",
     "ContrastSetError",
     "ExpertSteer",
+    "Gate",
     "HiddenStates",
     "LayerPair",
     "LayerPairing",
     "MutualInformation",
+    "Steering",
     "SteeringVectors",
     "StoredStates",
     "__version__",
@@ -77,6 +81,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from ._bank import Gate
     from ._files import ArtifactError
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
     from .contrast import ContrastSet, ContrastSetError
@@ -86,6 +91,6 @@ if TYPE_CHECKING:
     from .pair import pair_layers
     from .pipeline import ExpertSteer
     from .rfm import RFM
-    from .steer import attach
+    from .steer import Steering, attach
     from .stored import StoredStates
     from .vectors import SteeringVectors

@@ -7,47 +7,72 @@ cached and uncached generation agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 POSITIONS = ("all", "prompt", "generated", "last")
+Positions = str | Tensor | Callable[[Tensor, Mapping[str, Any]], Tensor]
 
 # What the decoders of transformers call the state they carry from one pass to the next.
 CACHES = ("past_key_values", "cache_params", "state")
 
 
-class Passes:
-    """Follows the forward passes of one `generate` call (or of none) to place their tokens."""
+def checked_positions(positions: Any) -> Positions:
+    """A name, a mask ``[batch or 1, length]`` made bool, or a callable.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(positions, str) and positions in POSITIONS:
+        return positions
+    if callable(positions) and not isinstance(positions, Tensor):
+        return positions
+    if isinstance(positions, (list, tuple)) and len(positions):
+        positions = torch.as_tensor(positions)
+    if isinstance(positions, Tensor) and positions.ndim == 2 and positions.numel():
+        return positions.detach().to(torch.bool)
+    came = tuple(positions.shape) if isinstance(positions, Tensor) else repr(positions)
+    raise ValueError(
+        f"positions must be one of {POSITIONS}, a mask [batch or 1, length] over the tokens, or "
+        f"a function of their places; came {came}"
+    )
+
+
+class Prompt:
+    """What one `generate` call (or none) tells of its prompt, and how far its passes came."""
 
     def __init__(self) -> None:
-        self.prompt_length: int | Tensor | None = None
-        self.prompt_mask: Tensor | None = None
+        self.length: int | None = None
+        self.mask: Tensor | None = None
         self.seen = 0
 
     @classmethod
-    def of_generate(cls, model: Any, args: tuple, kwargs: Mapping[str, Any]) -> Passes:
+    def of_generate(cls, model: Any, args: tuple, kwargs: Mapping[str, Any]) -> Prompt:
         """Read the prompt from the arguments of ``model.generate``."""
-        passes = cls()
+        prompt = cls()
         candidates = (args[:1] or (None,))[0], *(kwargs.get(n) for n in ("input_ids", "inputs"))
-        prompt = next((c for c in candidates if c is not None), None)
-        if prompt is None:
-            prompt = kwargs.get("inputs_embeds")
+        tokens = next((c for c in candidates if c is not None), None)
+        if tokens is None:
+            tokens = kwargs.get("inputs_embeds")
         # Without a prompt generation starts from one beginning-of-sequence token.
-        passes.prompt_length = 1 if prompt is None else prompt.shape[1]
-        passes.prompt_mask = kwargs.get("attention_mask")
-        if passes.prompt_mask is None and prompt is not None and prompt.ndim == 2:
-            passes.prompt_mask = _inferred_mask(model, prompt, kwargs)
-        return passes
+        prompt.length = 1 if tokens is None else tokens.shape[1]
+        prompt.mask = kwargs.get("attention_mask")
+        if prompt.mask is None and tokens is not None and tokens.ndim == 2:
+            prompt.mask = _inferred_mask(model, tokens, kwargs)
+        return prompt
 
-    def offset(self, inputs: Mapping[str, Any], tokens: int) -> int:
+    def offset(self, inputs: Mapping[str, Any], tokens: int) -> int | Tensor:
         """How many tokens the cache already holds; remembers this pass for the next one."""
-        cache = next((inputs[n] for n in CACHES if inputs.get(n) is not None), None)
-        offset = 0 if cache is None else _cached_tokens(cache)
+        offset = cached_tokens(inputs)
         if offset is None:  # recurrent states do not know their length
             offset = self.seen
+        if isinstance(offset, Tensor):
+            if offset.device.type != "cpu":
+                return offset  # reading it would wait for the device
+            offset = int(offset)
         self.seen = offset + tokens
         return offset
 
@@ -63,11 +88,14 @@ def _inferred_mask(model: Any, prompt: Tensor, kwargs: Mapping[str, Any]) -> Ten
     return (prompt != pad).long()
 
 
-def _cached_tokens(cache: Any) -> int | None:
-    """How many tokens a cache of transformers holds, ``None`` where it cannot tell."""
+def cached_tokens(inputs: Mapping[str, Any]) -> int | Tensor | None:
+    """How many tokens the cache among a decoder's arguments holds, ``None`` if it cannot tell."""
+    cache = next((inputs[n] for n in CACHES if inputs.get(n) is not None), None)
+    if cache is None:
+        return 0
     if hasattr(cache, "get_seq_length"):
         try:
-            return int(cache.get_seq_length())
+            return cache.get_seq_length()
         except ValueError:  # a cache of recurrent layers only
             return None
     if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], (tuple, list)):
@@ -76,42 +104,82 @@ def _cached_tokens(cache: Any) -> int | None:
 
 
 def token_mask(
-    positions: str,
-    passes: Passes,
+    positions: Positions,
+    prompt: Prompt,
     inputs: Mapping[str, Any],
     shape: tuple[int, int],
     device: torch.device,
     prompt_length: int | Tensor | None = None,
-) -> Tensor | None:
-    """The tokens to steer, ``[batch, tokens]`` bool, or ``None`` for every one.
+) -> Tensor | bool:
+    """The tokens to steer, ``[batch, tokens]`` bool, or ``True`` for every one, ``False`` for none.
 
     Args:
-        positions: ``"all"``, ``"prompt"``, ``"generated"`` or ``"last"``; padding never counts.
+        positions: ``"all"``, ``"prompt"``, ``"generated"`` or ``"last"``, a mask, or a function
+            of ``(places, inputs)``; padding never counts.
+        prompt: of the running ``generate``.
         inputs: the decoder's arguments by name.
         shape: batch and number of tokens of this pass.
         prompt_length: outside ``generate``, which knows its own: int, or ``[batch]``.
     """
-    batch, tokens = shape
-    offset = passes.offset(inputs, tokens)
-    valid = _not_padding(inputs.get("attention_mask"), passes, shape, offset)
-    if positions == "all":
-        return valid
-    place = torch.arange(offset, offset + tokens, device=device)  # [tokens]
-    known = prompt_length if passes.prompt_length is None else passes.prompt_length
-    if known is None:
-        chosen = _outside_generate(positions, valid, place, offset, shape)
+    tokens = shape[1]
+    offset = prompt.offset(inputs, tokens)
+    beyond = prompt.length is not None and isinstance(offset, int) and offset >= prompt.length
+    if beyond and isinstance(positions, str):  # generate never generates padding
+        return positions != "prompt"
+    valid = _not_padding(inputs.get("attention_mask"), prompt, shape, offset, device)
+    if isinstance(positions, str) and positions == "all":
+        return True if valid is None else valid
+    place = torch.arange(tokens, device=device) + offset  # [tokens]
+    if isinstance(positions, str):
+        known = prompt_length if prompt.length is None else prompt.length
+        if known is None:
+            chosen = _outside_generate(positions, valid, place, offset, shape)
+        else:
+            chosen = _around_prompt(positions, known, place, shape[0])
+    elif isinstance(positions, Tensor):
+        chosen = _of_mask(positions, place, shape[0])
     else:
-        if isinstance(known, Tensor):
-            if known.numel() != batch:
-                raise ValueError(
-                    f"prompt_length must hold one length for each of {batch} sequences, came "
-                    f"{known.numel()}"
-                )
-            known = known.to(device).view(-1, 1)
-        first = known - 1 if positions == "last" else known
-        chosen = place < first if positions == "prompt" else place >= first
-    chosen = chosen.expand(batch, tokens)
+        chosen = _of_function(positions, place, inputs, shape)
+    chosen = chosen.expand(shape)
     return chosen if valid is None else chosen & valid.to(device)
+
+
+def _around_prompt(positions: str, known: int | Tensor, place: Tensor, batch: int) -> Tensor:
+    if isinstance(known, Tensor):
+        if known.numel() != batch:
+            raise ValueError(
+                f"prompt_length must hold one length for each of {batch} sequences, came "
+                f"{known.numel()}"
+            )
+        known = known.to(place.device).view(-1, 1)
+    first = known - 1 if positions == "last" else known
+    return place < first if positions == "prompt" else place >= first
+
+
+def _of_mask(mask: Tensor, place: Tensor, batch: int) -> Tensor:
+    """An explicit mask at the places of this pass; tokens beyond its end are left alone."""
+    if len(mask) != 1 and batch % len(mask):
+        raise ValueError(
+            f"positions must be a mask for 1 or {batch} sequences, came one for {len(mask)}"
+        )
+    mask = mask.to(place.device).repeat_interleave(1 if len(mask) == 1 else batch // len(mask), 0)
+    inside = place < mask.shape[1]
+    return mask[:, place.clamp(max=mask.shape[1] - 1)] & inside
+
+
+def _of_function(function: Callable, place: Tensor, inputs: Mapping, shape: tuple) -> Tensor:
+    chosen = function(place, inputs)
+    if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
+        raise ValueError(
+            "positions must return a bool tensor [tokens] or [batch, tokens], came "
+            f"{chosen.dtype if isinstance(chosen, Tensor) else type(chosen).__name__}"
+        )
+    if tuple(chosen.shape) not in {shape, shape[1:], (1, shape[1])}:
+        raise ValueError(
+            f"positions must return a bool tensor {shape[1:]} or {shape}, came "
+            f"{tuple(chosen.shape)}"
+        )
+    return chosen.to(place.device)
 
 
 def _outside_generate(positions, valid, place, offset, shape) -> Tensor:
@@ -121,29 +189,45 @@ def _outside_generate(positions, valid, place, offset, shape) -> Tensor:
             return place == place[-1]
         last = (valid.long() * torch.arange(1, shape[1] + 1, device=valid.device)).amax(dim=1)
         return (place - offset + 1).unsqueeze(0) == last.unsqueeze(1).to(place.device)
-    return torch.full_like(place, (offset > 0) == (positions == "generated"), dtype=torch.bool)
+    continues = torch.as_tensor(offset, device=place.device) > 0
+    return (continues == (positions == "generated")).expand(place.shape)
 
 
-def _not_padding(mask: Any, passes: Passes, shape: tuple[int, int], offset: int) -> Tensor | None:
+def _not_padding(
+    mask: Any,
+    prompt: Prompt,
+    shape: tuple[int, int],
+    offset: int | Tensor,
+    device: torch.device,
+) -> Tensor | None:
     """``[batch, tokens]`` bool from the attention mask, ``None`` where nothing is padding."""
     batch, tokens = shape
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         # generate expands the mask it was given (static caches); outside it there is no original.
-        if passes.prompt_length is None:
+        if prompt.length is None:
             raise ValueError(
                 "attention_mask must be [batch, tokens] on a steered model, since padding is read "
                 f"from it; came {type(mask).__name__} "
                 f"{tuple(mask.shape) if isinstance(mask, Tensor) else ''}"
             )
-        mask = passes.prompt_mask
+        mask = prompt.mask
         if mask is None:
             return None
         mask = mask.repeat_interleave(batch // mask.shape[0], dim=0)
-        generated = mask.new_ones(batch, max(0, offset + tokens - mask.shape[1]))
-        mask = torch.cat([mask, generated], dim=1)
+        if isinstance(offset, int):
+            generated = mask.new_ones(batch, max(0, offset + tokens - mask.shape[1]))
+            mask = torch.cat([mask, generated], dim=1)
     if mask is None:
         return None
-    covers_past = mask.shape[1] >= offset + tokens
+    if isinstance(offset, Tensor) and mask.shape[1] > tokens:
+        return valid_at(mask, torch.arange(tokens, device=device) + offset)
+    covers_past = mask.shape[1] > tokens and mask.shape[1] >= offset + tokens
     valid = mask[:, offset : offset + tokens] if covers_past else mask[:, -tokens:]
     valid = valid.bool()
-    return None if bool(valid.all()) else valid
+    # Not on a device: looking at the answer would wait for it.
+    return None if valid.device.type == "cpu" and bool(valid.all()) else valid
+
+
+def valid_at(mask: Tensor, place: Tensor) -> Tensor:
+    """Entries of ``mask [batch, length]`` at places ``[tokens]``, true beyond its end."""
+    return mask.bool()[:, place.clamp(max=mask.shape[1] - 1)] | (place >= mask.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,123 +11,270 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from ._positions import Passes, token_mask
+from ._checkpointing import watch
+from ._entry import Slot, all_finite, set_traced_call
+from ._positions import Prompt, token_mask
+from ._tracing import is_traced
+from .ops import native_steer, reference_steer
+from .ops.standing import standing
 
 if TYPE_CHECKING:
     from .steer import Steering
 
 
-class _Slot:
+class _Unmovable:
     """Stands in for a method of a live model, so it must not travel with a copy of it."""
 
     def __deepcopy__(self, memo: Any):
         raise ValueError("a steered model cannot be deep-copied; detach the steering first")
 
-    def __reduce__(self):
+    def __reduce_ex__(self, protocol: int):
         raise ValueError("a steered model cannot be pickled; detach the steering first")
 
 
-class LayerSlot(_Slot):
-    """A steered layer: its own forward, then the addition."""
+class LayerSlot(_Unmovable, Slot):
+    """A steered layer: its own forward, then the operation. Calls are `csrc/slot.cpp`."""
 
     def __init__(self, steering: Steering, index: int, layer: nn.Module, backend: str):
+        super().__init__(layer.forward, self.steer, steering.passes)
+        functools.update_wrapper(self, layer.forward)
         self.steering, self.index, self.layer, self.backend = steering, index, layer, backend
-        self.original: Callable = layer.forward
-        self.calls = 0
-        self.delta: Tensor | None = None
         # Chosen now, so that a backend that cannot serve is refused when attaching.
         weight = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
         device = torch.device("cpu") if weight.device.type == "meta" else weight.device
-        self._chosen = self._choose(device, weight.dtype)
+        self._prepare(device, weight.dtype)
 
-    def _choose(self, device: torch.device, dtype: torch.dtype):
-        return device, dtype, ops.choose("steer_add", self.backend, device, dtype)
+    def _prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Get ready for states of that kind; the quick way is armed where it serves them."""
+        self._kind = device, dtype
+        self.function = ops.choose("steer", self.backend, device, dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.buffers = self.steering.bank.buffers(self.index, device, wide)
+        self.rearm()
 
-    def fill(self, displacement: Tensor) -> None:
-        """Set what is added, ``[width]``; taken to the states' device and type when they come."""
-        self.source = displacement.detach()
-        self.delta = None
+    def rearm(self) -> None:
+        """Hand the addresses of the buffers to the quick way, or take them back."""
+        self.disarm()
+        if self.function is native_steer.steer:
+            self.arm(*standing(self.buffers, *self._kind, self.steering.operation))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.steering.strength == 0.0:  # not even rounding
-            return self.original(*args, **kwargs)
-        if not self.steering.current.active:
+    def steer(self, output: Any) -> Any:
+        """What came out of the layer, steered, wherever the quick way does not serve.
+
+        ``None`` asks before the layer runs whether it may, outside of any open pass.
+        """
+        if output is None:
+            return self._require_pass()
+        if isinstance(output, (tuple, list)):
+            steered = self.steer(output[0])
+            if isinstance(output, tuple) and type(output) is not tuple:
+                return output._replace(**{output._fields[0]: steered})
+            return type(output)((steered, *output[1:]))
+        if is_traced(output):
+            return self.traced(output)
+        if not isinstance(output, Tensor) or output.ndim != 3:
+            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise RuntimeError(
+                f"layer {self.index} must return hidden states [batch, tokens, width], came {came}"
+            )
+        if self._kind != (output.device, output.dtype):
+            self._prepare(output.device, output.dtype)
+        mask = self.steering.current.mask
+        if mask is not None:
+            mask = mask.to(output.device)
+        return self._steered(self.function, output, mask)
+
+    def _require_pass(self) -> None:
+        steering = self.steering
+        compiles = torch.compiler.is_compiling() or steering.traced.mask is not None
+        if not steering.current.active and not compiles:
             raise RuntimeError(
                 f"layer {self.index} of a steered model was called outside its decoder's forward, "
                 "where its padding and positions are unknown; call the model, or detach"
             )
-        self.calls += 1
-        output = self.original(*args, **kwargs)
-        if isinstance(output, tuple):
-            return (self._add(output[0]), *output[1:])
-        return self._add(output)
 
-    def _add(self, hidden: Tensor) -> Tensor:
-        if self._chosen[:2] != (hidden.device, hidden.dtype):
-            self._chosen = self._choose(hidden.device, hidden.dtype)
-            self.delta = None
-        if self.delta is None:
-            wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-            self.delta = self.source.to(hidden.device, wide).contiguous()
-        mask = self.steering.current.mask
-        if mask is not None and mask.device != hidden.device:
+    def traced(self, hidden: Any) -> Any:
+        """The same in plain torch operations, for compilers."""
+        mask = self.steering.traced.mask
+        if mask is not None:
             mask = mask.to(hidden.device)
-        return self._chosen[2](hidden, self.delta, mask)
+        return self._steered(reference_steer.steer, hidden, mask)
+
+    def _steered(self, function: Callable, hidden: Any, mask: Tensor | None) -> Any:
+        own = self.buffers
+        rows, strengths = own.rows, own.strengths
+        batch = hidden.shape[0]
+        if rows.shape[0] not in (1, batch):  # beams and samples of one sequence are neighbours
+            rows = rows.repeat_interleave(batch // rows.shape[0], dim=0)
+            strengths = strengths.repeat_interleave(batch // strengths.shape[0], dim=0)
+        return function(
+            hidden,
+            own.table,
+            rows,
+            strengths,
+            mask,
+            operation=self.steering.operation,
+            gates=own.gates,
+            thresholds=own.thresholds,
+            inverse_norms=own.inverse_norms,
+        )
 
 
-class DecoderSlot(_Slot):
+def _traced_call(self: LayerSlot, *args: Any, **kwargs: Any) -> Any:
+    """The call of a `LayerSlot` as a compiler sees it."""
+    output = self.original(*args, **kwargs)
+    if isinstance(output, tuple):
+        return (self.traced(output[0]), *output[1:])
+    return self.traced(output)
+
+
+set_traced_call(LayerSlot, _traced_call)
+
+
+class DecoderSlot(_Unmovable):
     """The decoder's forward: places the tokens first, checks afterwards that every slot ran."""
 
     def __init__(self, steering: Steering, original: Callable):
+        functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
-        self.signature = self.__signature__ = inspect.signature(original)
+        self.names = tuple(inspect.signature(original).parameters)
+        self.off = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        steering = self.steering
-        if steering.strength == 0.0:
+        if self.off:
             return self.original(*args, **kwargs)
-        inputs = _by_name(self.signature, args, kwargs)
+        inputs = dict(zip(self.names, args)) | kwargs if args else kwargs
         tokens = inputs.get("input_ids")
-        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
-        before = {slot: slot.calls for slot in steering.slots.values()}
-        here = steering.current
-        here.mask = token_mask(
-            steering.positions,
-            here.passes,
-            inputs,
-            tuple(tokens.shape[:2]),
-            tokens.device,
-            steering.prompt_length,
-        )
-        here.active = True
-        try:
+        if tokens is None:
+            tokens = inputs.get("inputs_embeds")
+        steering = self.steering
+        if is_traced(tokens):
+            steering.traced.mask = steering.traced.token_mask(inputs, tokens)
             output = self.original(*args, **kwargs)
-        finally:
-            here.active, here.mask = False, None
-        idle = [slot.index for slot, calls in before.items() if slot.calls == calls]
-        if idle:
-            raise RuntimeError(
-                f"layers {idle} carry a vector but did not run in this forward pass, so the "
-                "output is not the steered one"
-            )
+            steering.traced.mask = None
+            return output
+        if steering.silent:
+            return self.original(*args, **kwargs)
+        here, shape = steering.current, tuple(tokens.shape[:2])
+        steering.require_rows(shape[0], here.prompt)
+        chosen = token_mask(
+            steering.positions, here.prompt, inputs, shape, tokens.device, steering.prompt_length
+        )
+        if torch.is_grad_enabled():
+            watch(steering, steering.checkpointed)
+        with Open(steering, chosen, shape) as opened:
+            output = self.original(*args, **kwargs)
+        if opened.ran < len(steering.slots):
+            _require_ran([i for i, s in steering.slots.items() if s.serial != opened.serial])
+        if steering.watch:
+            _require_finite(steering, output, inputs)
         return output
 
 
-class GenerateSlot(_Slot):
+class FoldedDecoderSlot(_Unmovable):
+    """The decoder's forward where the vectors are biases: looks at what came out, and no more.
+
+    The first pass also looks whether the steered layers run at all.
+    """
+
+    def __init__(self, steering: Steering, original: Callable):
+        functools.update_wrapper(self, original)
+        self.steering, self.original = steering, original
+        self.names = tuple(inspect.signature(original).parameters)
+        self.off, self.first = False, True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or self.off:
+            return self.original(*args, **kwargs)
+        if self.first:
+            output = self._first(*args, **kwargs)
+        else:
+            output = self.original(*args, **kwargs)
+        if not self.steering.watch:
+            return output
+        inputs = dict(zip(self.names, args)) | kwargs if args else kwargs
+        _require_finite(self.steering, output, inputs)
+        return output
+
+    def _first(self, *args: Any, **kwargs: Any) -> Any:
+        layers, ran = self.steering.decoder.layers, set()
+        hooks = [
+            layers[i].register_forward_hook(lambda *unused, i=i: ran.add(i))
+            for i in self.steering.folds
+        ]
+        try:
+            output = self.original(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        _require_ran([i for i in self.steering.folds if i not in ran])
+        self.first = False
+        return output
+
+
+def _require_ran(idle: list[int]) -> None:
+    if idle:
+        raise RuntimeError(
+            f"layers {idle} carry a vector but did not run in this forward pass, so the "
+            "output is not the steered one"
+        )
+
+
+def _require_finite(steering: Steering, output: Any, inputs: dict[str, Any]) -> None:
+    hidden = getattr(output, "last_hidden_state", None)
+    hidden = output[0] if hidden is None else hidden
+    if all_finite(hidden) is False:
+        steering.diagnose(hidden, inputs)
+
+
+class Open:
+    """One forward pass, open for the slots of this thread."""
+
+    __slots__ = ("steering", "serial", "ran", "chosen", "shape", "outer")
+
+    def __init__(self, steering: Steering, chosen: Tensor | bool, shape: tuple[int, int]):
+        self.steering, self.chosen, self.shape = steering, chosen, shape
+
+    def __enter__(self) -> Open:
+        here, chosen = self.steering.current, self.chosen
+        self.outer = here.active, here.mask, here.chosen, here.shape
+        here.active, here.chosen, here.shape = True, chosen, self.shape
+        if chosen is True or chosen is False:
+            here.mask = None if chosen else torch.zeros(self.shape, dtype=torch.bool)
+            self.serial = self.steering.passes.open(chosen, *self.shape, 0, 0, 0, 0, 0)
+        else:
+            here.mask = chosen
+            place = chosen.device
+            kind = {"cpu": 1, "cuda": 2}.get(place.type, 0)
+            where = chosen.data_ptr(), *chosen.stride(), kind, place.index or 0
+            self.serial = self.steering.passes.open(True, *self.shape, *where)
+        if self.steering.regional:
+            self.steering.traced.mask = here.mask
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ran = self.steering.passes.close()
+        here = self.steering.current
+        here.active, here.mask, here.chosen, here.shape = self.outer
+
+
+class GenerateSlot(_Unmovable):
     """``generate``: remembers the prompt, so that later passes know which tokens are new."""
 
     def __init__(self, steering: Steering, original: Callable):
+        functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
+        self.off = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        here = self.steering.current
-        outer, here.passes = here.passes, Passes.of_generate(self.steering.model, args, kwargs)
+        if self.off:
+            return self.original(*args, **kwargs)
+        steering = self.steering
+        here = steering.current
+        outer, here.prompt = here.prompt, Prompt.of_generate(steering.model, args, kwargs)
+        steering.traced.set_prompt(here.prompt.length, here.prompt.mask)
         try:
             return self.original(*args, **kwargs)
         finally:
-            here.passes = outer
-
-
-def _by_name(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's arguments by name, those swallowed by ``**kwargs`` included."""
-    return dict(zip(signature.parameters, args)) | kwargs
+            here.prompt = outer
+            steering.traced.set_prompt(steering.prompt_length)

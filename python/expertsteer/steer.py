@@ -1,22 +1,30 @@
-"""Step 4: add the vectors to the target's hidden states while it runs.
+"""Step 4: steer the target's hidden states while it runs.
 
-Slots are put in the place of the ``forward`` of the steered layers once, and only their contents
-change afterwards. One more, around the decoder, works out per forward pass which tokens are
-steered, for all layers together. Leaving the context manager puts back what was there.
+Where a constant vector is added everywhere it becomes a bias of the layer and costs nothing
+(folded). Else slots are put in the place of the ``forward`` of the steered layers once, and only
+their contents change afterwards; one more, around the decoder, works out per forward pass which
+tokens are steered, for all layers together. Leaving the context manager puts back what was there.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._positions import POSITIONS, Passes
-from ._slots import DecoderSlot, GenerateSlot, LayerSlot
-from .artifacts import require_finite
+from . import _checkpointing
+from ._attaching import checked_experts, checked_prompt_length, choose_mode, require_effect
+from ._bank import Bank, Gate
+from ._decoder import uncompiled
+from ._entry import Passes
+from ._positions import Positions, Prompt, checked_positions
+from ._slots import DecoderSlot, FoldedDecoderSlot, GenerateSlot, LayerSlot
+from ._traced import TracedPositions
 from .vectors import SteeringVectors
 
 _KEEP: Any = object()  # an argument that was not given, where None means something
@@ -25,212 +33,373 @@ _attached: weakref.WeakKeyDictionary[nn.Module, Steering] = weakref.WeakKeyDicti
 
 def attach(
     model: nn.Module,
-    vectors: SteeringVectors,
+    vectors: SteeringVectors | Sequence[SteeringVectors] | Mapping[str, SteeringVectors],
     *,
     strength: float = 1.0,
-    positions: str = "all",
+    positions: Positions = "all",
+    operation: str = "add",
+    gate: Gate | None = None,
+    mode: str = "auto",
     decoder_layers: str | None = None,
     check_model: bool = True,
     backend: str = "auto",
 ) -> Steering:
-    """Install steering slots in ``model``; use as a context manager, or call ``detach`` yourself.
+    """Steer ``model``; use as a context manager, or call ``detach`` yourself.
 
     Args:
-        model: a causal language model from transformers, in eager mode.
-        vectors: what to add: at layer t ``strength * scales[t] * vectors[t]``.
+        model: a causal language model from transformers, compiled or not: the first call of a
+            compiled one compiles once more, and no change of what is added does.
+        vectors: what to add: at layer t ``strength * scales[t] * vectors[t]``. Several, in a list
+            or by name, are all added unless ``set_rows`` chooses among them per sequence.
         strength: with fitted vectors a pure number, in units of the median norm of the states.
         positions: ``"all"`` tokens, those of the ``"prompt"``, the ``"generated"`` ones, or
             ``"last"`` (the token each prediction is made from: the prompt's last and all
-            generated ones). Never padding.
+            generated ones); a mask ``[batch or 1, length]`` over the padded sequence, whose end
+            leaves later tokens alone; or a function of ``(places [tokens], inputs of the
+            decoder by name)`` that gives a bool tensor ``[tokens]`` or ``[batch, tokens]``. Never
+            padding.
+        operation: ``"add"``; ``"add_keep_norm"`` rescales each state to the norm it had;
+            ``"remove"`` takes the share ``strength`` of the component along the vector away;
+            ``"clamp"`` sets that component to ``strength`` times the scale (see `ops.steer`).
+        gate: steer a token only where its state projects on a vector beyond a threshold.
+        mode: ``"fold"`` writes the vector into the bias of each layer's last linear, which adds no
+            operation where there is a bias; ``"slot"`` serves everything; ``"auto"`` folds where
+            that gives the same outputs and goes over to slots when it no longer would.
         decoder_layers: dotted path of the layer list where it cannot be found by itself.
         check_model: refuse vectors whose metadata name another architecture or depth.
-        backend: see `expertsteer.ops`.
+        backend: of the slots; see `expertsteer.ops`.
 
     Forward passes in several threads keep their tokens apart; ``set`` is for all of them.
-    One steering per model at a time: a second ``attach`` is refused. Add vectors together
-    (``a + b``) to steer with several.
+    One steering per model at a time: a second ``attach`` is refused.
 
     Raises:
-        ValueError: a layer out of range, another width, vectors fitted for another model, an
-            unknown position, a strength that is not finite, a vector of zeros, a backend that
-            cannot serve the model, a model already steered or compiled.
+        ValueError: a layer out of range, another width, vectors fitted for another model, unknown
+            positions, operation or mode, a strength that is not finite, a vector of zeros, a
+            backend that cannot serve the model, ``mode="fold"`` where that is not exact, a model
+            already steered.
     """
     from .models import find_decoder
 
-    if not isinstance(vectors, SteeringVectors):
-        raise ValueError(f"vectors must be SteeringVectors, came {type(vectors).__name__}")
+    model = uncompiled(model)
     decoder = find_decoder(model, decoder_layers)
     if decoder.decoder in _attached:
         raise ValueError(
-            "this model is already steered; leave the other attach first, or attach the sum of "
-            "both vectors (a + b)"
+            "this model is already steered; leave the other attach first, or attach several "
+            "vectors at once (a list of them)"
         )
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise ValueError(
-            "this model was compiled before attaching and would ignore the slots; attach to the "
-            "uncompiled model"
-        )
-    _require_effect(vectors)
-    _check_fit(model, vectors, decoder, check_model)
-    steering = Steering(model, decoder, vectors, backend)
-    steering.set(strength=strength, positions=positions)
-    steering._install()
+    experts = checked_experts(model, vectors, decoder, check_model, operation, gate)
+    positions = checked_positions(positions)
+    chosen = choose_mode(model, experts, positions, operation, gate, mode, backend, decoder_layers)
+    steering = Steering(model, decoder, Bank(experts, operation, gate), backend, chosen)
+    steering.fixed = mode != "auto"
+    steering._start(strength, positions)
     return steering
 
 
-class _Pass(threading.local):
-    """What one thread's current forward pass has told: the tokens to steer, the prompt."""
+class _Thread(threading.local):
+    """What one thread's running forward pass has told: the tokens to steer, the prompt."""
 
     def __init__(self) -> None:
-        self.passes = Passes()
+        self.prompt = Prompt()
         self.active = False
         self.mask: Tensor | None = None
+        self.chosen: Tensor | bool = False
+        self.shape = (0, 0)
 
 
 class Steering:
-    """Slots installed in a model. Made by `attach`; ``set`` changes what they add."""
+    """A steered model. Made by `attach`; ``set`` and ``set_rows`` change what is added.
 
-    def __init__(self, model: nn.Module, decoder: Any, vectors: SteeringVectors, backend: str):
-        self.model, self._decoder = model, decoder.decoder
-        self.slots = {i: LayerSlot(self, i, decoder.layers[i], backend) for i in vectors.layers}
-        self._restore: list[tuple[nn.Module, str, Any]] = []
-        self._detached = False
-        self.current = _Pass()
-        self.vectors = vectors
-        self.strength = 0.0
-        self.positions = "all"
+    Attributes:
+        mode: ``"fold"`` or ``"slot"``; strength, positions, operation, vectors: as attached or set.
+    """
+
+    def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str, mode: str):
+        self.model, self.decoder, self.bank, self.backend = model, decoder, bank, backend
+        self.operation, self.mode, self.fixed = bank.operation, mode, True
+        self.slots: dict[int, LayerSlot] = {}
+        self.folds: dict[int, Any] = {}
+        self.passes, self.current = Passes(), _Thread()
+        device = next((p.device for p in model.parameters() if p.device.type != "meta"), "cpu")
+        self.traced = TracedPositions(torch.device(device))
+        self.silent, self.watch, self.regional = True, True, False
+        self.checkpointed = [decoder.decoder, *decoder.layers]
+        self._restore: list[tuple[nn.Module, str, Any, Any]] = []
+        self._state = "new"
+        self.positions: Positions = "all"
         self.prompt_length: int | Tensor | None = None
 
     @property
     def attached(self) -> bool:
-        return bool(self._restore)
+        return self._state == "attached"
+
+    @property
+    def strength(self) -> float:
+        return self.bank.strength
+
+    @property
+    def vectors(self) -> Any:
+        """As they were given: one `SteeringVectors`, or all of them by name."""
+        return self.bank.experts if len(self.bank.experts) > 1 else self.bank.experts[0]
 
     def set(
         self,
         strength: float | None = None,
-        positions: str | None = None,
+        positions: Positions | None = None,
         *,
-        vectors: SteeringVectors | None = None,
+        vectors: Any = None,
         prompt_length: int | Tensor | None = _KEEP,
     ) -> Steering:
         """Change the strength, the positions or the vectors; what is not given stays.
 
         Args:
-            vectors: others for the same layers and width.
+            vectors: others for the same names, layers and width.
             prompt_length: where the prompt ends, in tokens including padding, for forward passes
                 outside ``generate`` (scoring a continuation): int, or ``[batch]`` ints; ``None``
                 takes it back. ``generate`` knows its own.
 
         Raises:
-            ValueError: a strength that is not finite, an unknown position, other layers, a
-                negative prompt length. Nothing is changed then.
+            ValueError: a strength that is not finite, unknown positions, other layers, a
+                negative prompt length; positions that ``mode="fold"`` cannot serve. Nothing is
+                changed then.
             RuntimeError: after ``detach``.
         """
         self._require_attached()
         if strength is not None and not abs(float(strength)) < float("inf"):
             raise ValueError(f"strength must be a finite number, came {strength}")
-        if positions is not None and positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {POSITIONS}, came {positions!r}")
+        if positions is not None:
+            positions = checked_positions(positions)
         if prompt_length is not _KEEP:
-            prompt_length = _checked_prompt_length(prompt_length)
-        if vectors is not None:
-            _require_effect(vectors)
-            if vectors.layers != self.vectors.layers or vectors.width != self.vectors.width:
-                raise ValueError(
-                    f"vectors must steer layers {self.vectors.layers} at width "
-                    f"{self.vectors.width} like the attached ones, came {vectors.layers} at "
-                    f"{vectors.width}; detach and attach those instead"
-                )
-        new_vectors = self.vectors if vectors is None else vectors
-        new_strength = self.strength if strength is None else float(strength)
-        filled = {i: new_strength * new_vectors.displacement(i) for i in self.slots}
-        for layer, displacement in filled.items():
-            require_finite(f"strength * scale * vector at layer {layer}", displacement)
-        self.vectors, self.strength = new_vectors, new_strength
+            prompt_length = checked_prompt_length(prompt_length)
+        experts = self.bank.experts if vectors is None else self._others(vectors)
+        slots = not (positions is None or (isinstance(positions, str) and positions == "all"))
+        self._require_slots(slots)
+        self.bank.fill(experts, self.strength if strength is None else float(strength))
+        self._leave_fold(slots)
         if positions is not None:
             self.positions = positions
+            self.traced.set_positions(positions)
         if prompt_length is not _KEEP:
             self.prompt_length = prompt_length
-        for layer, displacement in filled.items():
-            self.slots[layer].fill(displacement)
+            self.traced.set_prompt(prompt_length)
+        self._filled()
         return self
+
+    def set_rows(
+        self, rows: Sequence[Any] | None, strengths: Sequence[float] | None = None
+    ) -> Steering:
+        """Choose the vectors of each sequence of the batches to come.
+
+        Args:
+            rows: one entry per sequence: a name (or, where vectors came in a list, its place from
+                0), ``None`` for an unsteered sequence, a list of names that are all added, or
+                ``{name: strength}``. ``None`` goes back to all vectors for every sequence.
+            strengths: one factor per sequence, beside the steering's own strength.
+
+        Raises:
+            ValueError: an unknown name, other numbers of strengths than rows, one that is not
+                finite, ``mode="fold"``. Nothing is changed then.
+        """
+        self._require_attached()
+        self._require_slots(rows is not None)
+        self.bank.set_rows(rows, strengths)
+        self._leave_fold(rows is not None)
+        self._filled()
+        return self
+
+    def fold(self) -> nn.Module:
+        """Make the steering permanent and detach; returns a model whose own weights carry it.
+
+        Its ``save_pretrained`` writes a checkpoint that stock transformers loads. Families with a
+        place for the bias are changed in place and returned; the others come back as a new model
+        of another family, which shares the weights, and the given model is as it was.
+
+        Raises:
+            ValueError: with the reason, where the family cannot carry it or what is set is not one
+                constant vector per layer at all positions. The steering stays then.
+        """
+        from .folding_checkpoint import fold_permanently, why_not_permanent
+
+        self._require_attached()
+        path = self.decoder.layers_path
+        added = SteeringVectors({i: self.bank.displacement(i) for i in self.bank.layers})
+        self._put_back()
+        reason = self._why_not_constant() or why_not_permanent(self.model, path)
+        if reason:
+            self._install()
+            raise ValueError(f"this steering cannot be folded into the weights: {reason}")
+        self.detach()
+        return fold_permanently(self.model, added, 1.0, decoder_layers=path)
 
     def detach(self) -> None:
         """Put back everything that was replaced; harmless when called twice."""
-        for owner, name, previous in reversed(self._restore):
-            if previous is None:
-                owner.__dict__.pop(name, None)
-            else:
-                owner.__dict__[name] = previous
-        self._restore.clear()
-        self._detached = True
-        _attached.pop(self._decoder, None)
+        self._put_back()
+        _checkpointing.unwatch(self.checkpointed)
+        self._state = "detached"
+        _attached.pop(self.decoder.decoder, None)
 
     def __enter__(self) -> Steering:
         self._require_attached()
         return self
 
-    def _require_attached(self) -> None:
-        if self._detached:
-            raise RuntimeError("this steering was detached; attach again to steer")
-
     def __exit__(self, *error: object) -> None:
         self.detach()
 
+    def require_rows(self, batch: int, prompt: Prompt) -> None:
+        """A batch that rows were set for; in ``generate`` also several copies of each sequence."""
+        given = self.bank.sequences
+        if given in (1, batch) or (prompt.length is not None and batch % given == 0):
+            return
+        raise ValueError(
+            f"set_rows was given {given} sequences and this forward pass has {batch}; give one "
+            "entry per sequence of the batch"
+        )
+
+    def diagnose(self, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+        """Called when states are not finite; raises when steering is what made them so."""
+        from ._diagnosis import diagnose
+
+        diagnose(self, hidden, inputs)
+
+    def _start(self, strength: float, positions: Positions) -> None:
+        if not abs(float(strength)) < float("inf"):
+            raise ValueError(f"strength must be a finite number, came {strength}")
+        self.bank.fill(self.bank.experts, float(strength))
+        self.positions = positions
+        self.traced.set_positions(positions)
+        try:
+            self._install()
+            self._state = "attached"
+        except BaseException:
+            self.detach()
+            raise
+        _attached[self.decoder.decoder] = self
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """The model as it is without vectors, slots and biases in place."""
+        was = self.silent, [slot.off for slot in self.slots.values()]
+        self.silent = True
+        for slot in self.slots.values():
+            slot.off = True
+        for fold in self.folds.values():
+            fold.write(torch.zeros(self.bank.width))
+        try:
+            yield
+        finally:
+            self.silent = was[0]
+            for slot, off in zip(self.slots.values(), was[1]):
+                slot.off = off
+            for layer, fold in self.folds.items():
+                fold.write(self.bank.displacement(layer))
+
+    def _put_back(self) -> None:
+        for owner, name, previous, slot in reversed(self._restore):
+            _put_back(owner, name, previous, slot)
+        self._restore.clear()
+        for fold in self.folds.values():
+            fold.remove()
+        self.folds.clear()
+
     def _install(self) -> None:
+        if self.mode == "fold":
+            self._install_folds()
+        else:
+            self._install_slots()
+        self._filled()
+
+    def _install_folds(self) -> None:
+        from ._folding import Fold
+
+        for layer in self.bank.layers:
+            self.folds[layer] = Fold(self.model, layer, self.decoder.layers_path)
+        decoder = self.decoder.decoder
+        self._replace(decoder, "forward", FoldedDecoderSlot(self, decoder.forward))
+
+    def _install_slots(self) -> None:
+        layers, decoder = self.decoder.layers, self.decoder.decoder
+        self.slots = {i: LayerSlot(self, i, layers[i], self.backend) for i in self.bank.layers}
         for slot in self.slots.values():
             self._replace(slot.layer, "forward", slot)
-        self._replace(self._decoder, "forward", DecoderSlot(self, self._decoder.forward))
+        self._replace(decoder, "forward", DecoderSlot(self, decoder.forward))
         if hasattr(self.model, "generate"):
             self._replace(self.model, "generate", GenerateSlot(self, self.model.generate))
-        _attached[self._decoder] = self
+        compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
+        self.regional = any(call is not None for call in compiled)
+
+    def _require_slots(self, needed: bool) -> None:
+        if needed and self.mode == "fold" and self.fixed:
+            raise ValueError(
+                'mode="fold" adds the same vectors at all positions of every sequence; attach with '
+                'mode="slot" or "auto" for other positions or vectors per sequence'
+            )
+
+    def _leave_fold(self, needed: bool) -> None:
+        """Go over to slots, for good: going back and forth would compile again each time."""
+        if not needed or self.mode == "slot":
+            return
+        self._put_back()
+        self.mode = "slot"
+        self._install_slots()
+
+    def _filled(self) -> None:
+        """What follows a change of the bank's contents."""
+        self.silent = self.bank.silent
+        for layer, fold in self.folds.items():
+            fold.write(self.bank.displacement(layer))
+        for slot in self.slots.values():
+            slot.off = self.silent
+            slot.rearm()
+
+    def _others(self, vectors: Any) -> dict[Any, SteeringVectors]:
+        """Vectors in the place of the attached ones."""
+        experts = _by_name(vectors)
+        if list(experts) != list(self.bank.experts):
+            raise ValueError(
+                f"vectors must be given for {list(self.bank.experts)} like the attached ones, came "
+                f"{list(experts)}; detach and attach those instead"
+            )
+        for name, other in experts.items():
+            require_effect(other)
+            old = self.bank.experts[name]
+            if other.layers != old.layers or other.width != old.width:
+                raise ValueError(
+                    f"vectors must steer layers {old.layers} at width {old.width} like the "
+                    f"attached ones, came {other.layers} at {other.width}; detach and attach "
+                    "those instead"
+                )
+        return experts
+
+    def _why_not_constant(self) -> str | None:
+        if self.operation != "add" or self.bank.gate is not None:
+            return "only an ungated addition is a bias"
+        if not isinstance(self.positions, str) or self.positions != "all":
+            return 'only positions="all" is a bias'
+        return None if self.bank.sequences == 1 else "set_rows chose vectors per sequence"
+
+    def _require_attached(self) -> None:
+        if self._state == "detached":
+            raise RuntimeError("this steering was detached; attach again to steer")
 
     def _replace(self, owner: nn.Module, name: str, slot: Any) -> None:
         # Instance attributes only: the class, and any other model, never notice.
-        self._restore.append((owner, name, owner.__dict__.get(name)))
+        self._restore.append((owner, name, owner.__dict__.get(name), slot))
         owner.__dict__[name] = slot
 
 
-def _checked_prompt_length(length: Any) -> int | Tensor | None:
-    if length is None or (type(length) is int and length >= 0):
-        return length
-    lengths = torch.as_tensor(length) if isinstance(length, (list, tuple, Tensor)) else None
-    whole = lengths is not None and not (lengths.is_floating_point() or lengths.is_complex())
-    if not whole or lengths.ndim != 1 or bool((lengths < 0).any()):
-        raise ValueError(
-            "prompt_length must be a number of tokens, one per sequence ([batch]), or None; came "
-            f"{length!r}"
-        )
-    return lengths.to(torch.int64)
+def _by_name(vectors: Any) -> dict[Any, SteeringVectors]:
+    from ._attaching import by_name
+
+    return by_name(vectors)
 
 
-def _require_effect(vectors: SteeringVectors) -> None:
-    idle = [layer for layer, vector in vectors.vectors.items() if not bool((vector != 0).any())]
-    if idle:
-        raise ValueError(f"vectors at layers {idle} are all zero and would have no effect")
-
-
-def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_model: bool) -> None:
-    from .models import describe, hidden_size
-
-    depth = len(decoder.layers)
-    for layer in vectors.layers:
-        if layer >= depth:
-            raise ValueError(
-                f"vectors: layer {layer} is out of range for a model with {depth} layers "
-                f"(0..{depth - 1})"
-            )
-    width = hidden_size(model)
-    if vectors.width != width:
-        raise ValueError(
-            f"vectors have width {vectors.width}, the model's hidden size is {width}; they were "
-            "fitted for another model"
-        )
-    fitted_for = vectors.metadata.get("target") or {}
-    here = describe(model, decoder.layers_path)
-    for name in ("architecture", "num_layers"):
-        if check_model and name in fitted_for and fitted_for[name] != here.get(name):
-            raise ValueError(
-                f"vectors were fitted for a model with {name} {fitted_for[name]!r}, this one has "
-                f"{here.get(name)!r}; pass check_model=False to steer it all the same"
-            )
+def _put_back(owner: nn.Module, name: str, previous: Any, slot: Any) -> None:
+    """Undo a replacement, also where somebody else has wrapped the slot since."""
+    slot.off = True  # a wrapper that keeps it sees the original through it
+    if owner.__dict__.get(name) is slot:
+        if previous is None:
+            del owner.__dict__[name]
+        else:
+            owner.__dict__[name] = previous
+    elif owner.__dict__.get(f"_old_{name}") is slot:  # accelerate's hooks, put on after ours
+        owner.__dict__[f"_old_{name}"] = slot.original
