@@ -8,7 +8,8 @@ from expertsteer import ops
 from expertsteer.ops import native
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-SHAPES = [(1, 1, 1), (2, 3, 17), (3, 1, 63), (3, 4, 257), (2, 5, 4099)]
+# Odd widths, one that is a whole number of 16-byte accesses, and one too wide for shared memory.
+SHAPES = [(1, 1, 1), (2, 3, 17), (3, 1, 63), (3, 4, 257), (2, 3, 1024), (2, 2, 12304)]
 OPERATIONS = ops.STEER_OPERATIONS
 
 
@@ -143,24 +144,21 @@ def test_one_entry_serves_all_sequences(backend, device, operation, dtype):
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_strides_are_served(backend, device, operation, dtype):
-    whole = case((4, 6, 34), dtype, device, vectors=2)
-    whole["table"] = whole["table"][:, :17].contiguous()
-    hidden = whole["hidden"]
+    whole = case((4, 6, 48), dtype, device, vectors=2)
+    whole["table"] = whole["table"][:, :20].contiguous()
+    hidden, mask = whole["hidden"], whole["mask"]
     views = {
-        "columns": (hidden[:, :, :17], whole["mask"]),
-        "rows": (hidden[::2, 1::2, 17:], whole["mask"][::2, 1::2]),
-        "sequences and tokens swapped": (hidden[:, :, :17].transpose(0, 1), whole["mask"].T),
-        "every other element": (hidden[:, :, ::2], whole["mask"]),
-        "tokens and elements swapped": (
-            hidden.flatten()[: 4 * 17 * 6].view(4, 17, 6).mT,
-            whole["mask"],
-        ),
-        "one sequence expanded": (hidden[:1, :, :17].expand(4, 6, 17), whole["mask"]),
+        "columns": (hidden[:, :, :20], mask),
+        "rows": (hidden[::2, 1::2, 25:45], mask[::2, 1::2]),
+        "sequences and tokens swapped": (hidden[:, :, :20].transpose(0, 1), mask.T),
+        "every other element": (hidden[:, :, 1:41:2], mask),
+        "tokens and elements swapped": (hidden.flatten()[:480].view(4, 20, 6).mT, mask),
+        "one sequence expanded": (hidden[:1, :, :20].expand(4, 6, 20), mask),
     }
     kept = hidden.clone()
-    for name, (view, mask) in views.items():
+    for name, (view, chosen) in views.items():
         shared = {k: whole[k][:1] for k in ("rows", "strengths", "gates", "thresholds")}
-        arguments = whole | shared | {"mask": mask}
+        arguments = whole | shared | {"mask": chosen}
         outside = arguments | {"hidden": view.clone(memory_format=torch.contiguous_format)}
         expected = by_hand(**outside, operation=operation)
         out = ops.steer(**arguments | {"hidden": view}, operation=operation, backend=backend)

@@ -1,0 +1,94 @@
+"""The fused steering operations: many distinct vectors in one batch, and native against torch.
+
+    python -m pytest benchmarks/bench_steer_ops.py --benchmark-only
+
+Each benchmark first checks its result against the reference in double precision and reports no
+speed when that fails. The hidden states are reset to nothing between rounds: what an operation
+costs does not depend on the values.
+"""
+
+import pytest
+import torch
+
+from expertsteer import ops
+from expertsteer.ops import native, reference_steer
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def inputs(batch, tokens, width, distinct, dtype, device):
+    table = torch.randn(distinct + 1, width)
+    table[0] = 0
+    rows = (torch.arange(batch) % distinct + 1).to(torch.int32).view(batch, 1)
+    hidden = torch.randn(batch, tokens, width).to(dtype)
+    strengths = torch.full((batch, 1), 0.5)
+    return [t.to(device) for t in (hidden, table, rows, strengths)]
+
+
+def prepare(device, dtype, backend, arguments, operation):
+    """The chosen implementation, once its result has been checked."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    reason = native.why_not(torch.device(device), dtype) if backend == "native" else None
+    if reason:
+        pytest.skip(reason)
+    hidden, table, rows, strengths = arguments
+    exact = reference_steer.steer(
+        hidden.double(), table.double(), rows, strengths.double(), operation=operation
+    )
+    got = ops.steer(hidden.clone(), table, rows, strengths, operation=operation, backend=backend)
+    if not torch.allclose(got.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4):
+        pytest.fail("the result differs from the reference; no speed is reported")
+    norms = ops.inverse_norms(table)
+    steer = ops.choose("steer", backend, hidden.device, dtype)
+
+    def call():
+        steer(*arguments, operation=operation, inverse_norms=norms)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("distinct", [1, 8, 64, 256])
+@pytest.mark.parametrize("operation", ["add", "remove"])
+def bench_distinct_vectors(benchmark, operation, distinct, dtype, device):
+    arguments = inputs(256, 1, 4096, distinct, dtype, "cpu")
+    if device == "cuda" and torch.cuda.is_available():
+        arguments = [t.cuda() for t in arguments]
+    call = prepare(device, dtype, "native", arguments, operation)
+    benchmark.group = f"{operation}, 256 sequences of width 4096, {dtype}, {device}"
+    benchmark.pedantic(call, rounds=60, iterations=10, warmup_rounds=5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 4096), (32, 1, 4096), (4, 256, 4096)], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("operation", ops.STEER_OPERATIONS)
+def bench_operation(benchmark, operation, backend, shape, dtype, device):
+    arguments = inputs(*shape, shape[0], dtype, "cpu")
+    if device == "cuda" and torch.cuda.is_available():
+        arguments = [t.cuda() for t in arguments]
+    call = prepare(device, dtype, backend, arguments, operation)
+    benchmark.group = f"{operation} {shape} {dtype} {device}"
+    benchmark.pedantic(call, rounds=15, iterations=5, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 256])
+@pytest.mark.parametrize("how", ["steer_add", "steer"])
+def bench_one_shared_vector(benchmark, how, tokens, dtype):
+    """The commonest case through the table, beside the addition made for it alone."""
+    hidden, table, rows, strengths = inputs(1, tokens, 4096, 1, dtype, "cpu")
+    strengths.fill_(1.0)
+    call = prepare("cpu", dtype, "native", [hidden, table, rows, strengths], "add")
+    if how == "steer_add":
+        add = ops.choose("steer_add", "native", hidden.device, dtype)
+        delta = table[1].clone()
+        call = lambda: add(hidden, delta)  # noqa: E731
+    benchmark.group = f"one vector for (1, {tokens}, 4096) {dtype}"
+    benchmark.pedantic(call, rounds=60, iterations=50, warmup_rounds=5)
