@@ -103,7 +103,7 @@ def _codes(layers: Layers, halves: tuple[Tensor, Tensor], r: int) -> list[Tensor
     coded: list[list[Tensor]] = [[], []]
     for index, states in enumerate(layers):
         name = f"{layers.name}[{index}]"
-        parts = [centre(states[half.to(states.device)]) for half in halves]
+        parts = [centre(states.index_select(0, half.to(states.device))) for half in halves]
         for held, fitted in ((0, 1), (1, 0)):
             axes = components(*parts[fitted], r, name)
             coded[held].append(times_rows(parts[held][0], axes).double())

@@ -63,7 +63,7 @@ def _krylov(fit: Tensor, blocks: int) -> Tensor:
     basis, images = fit.new_empty(blocks * BLOCK, rows), fit.new_empty(blocks * BLOCK, width)
     for first in range(0, blocks * BLOCK, BLOCK):
         block = slice(first, first + BLOCK)
-        new, before = times_rows(image, fit), basis[:first]
+        new, before = times_rows(fit, image).mT, basis[:first]
         for _ in range(2):  # once leaves what rounding put back
             new -= (new @ before.mT) @ before
         basis[block] = torch.linalg.qr(new.mT).Q.mT
