@@ -146,6 +146,8 @@ def plot(path, points):
             line = [p for p in points if p["axis"] == name and p["estimator"] == estimator]
             xs, ys = ([p[key] for p in line] for key in ("value", "seconds"))
             axes.loglog(xs, ys, marker="o", color=colour, label=estimator)
+        axes.set_xticks(xs, xs)
+        axes.minorticks_off()
         axes.set_xlabel({"L": "layers per model", "n": "examples", "r": "components"}[name])
     axes.legend(frameon=False)
     figure.supylabel("seconds, all pairs")
