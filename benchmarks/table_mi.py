@@ -20,6 +20,7 @@ import torch
 
 import mi_cases as cases
 from expertsteer import _gaussian, ops
+from expertsteer.ops import products
 
 
 def seconds(work, rounds):
@@ -50,9 +51,12 @@ def gaussian_rows(x, y, rounds):
     pair = seconds(lambda: cases.pairs(*ours), rounds)
     loop = seconds(lambda: cases.pairs_slogdet(*ours), rounds)
     pca = seconds(lambda: [cases.project_sklearn(side) for side in (x, y)], rounds)
-    a, b = x[0], torch.randn(d, n)
-    rate = 2 * n * n * d / seconds(lambda: a @ b, rounds)
-    share = cases.projection_operations(2 * layers, n, d) / projection / rate
+    a, b = x[0], torch.randn(n, d)
+    rates = {
+        "torch's": 2 * n * n * d / seconds(lambda: a @ b.mT, rounds),
+        "oneDNN's": 2 * n * n * d / seconds(lambda: products.times_rows(a, b), rounds),
+    }
+    reached = cases.projection_operations(2 * layers, n, d) / projection
     bias = _gaussian.gaussian_bias(n // 2, cases.COMPONENTS, cases.COMPONENTS)
     return [
         row("pair stage", "slogdet per pair", pair, loop, f"largest difference {error:.1e} nats"),
@@ -64,7 +68,12 @@ def gaussian_rows(x, y, rounds):
             pca + loop,
             f"mean {float(exact.mean()) - bias:.2f} nats, {float(peer_nats.mean()) - bias:.2f}",
         ),
-        {"what": "projection, share of the plain product rate", "share": share},
+    ] + [
+        {
+            "what": f"projection, share of {whose} plain product ({rate / 1e9:.0f} GFLOP/s)",
+            "share": reached / rate,
+        }
+        for whose, rate in rates.items()
     ]
 
 
@@ -137,6 +146,8 @@ def plot(path, points):
             line = [p for p in points if p["axis"] == name and p["estimator"] == estimator]
             xs, ys = ([p[key] for p in line] for key in ("value", "seconds"))
             axes.loglog(xs, ys, marker="o", color=colour, label=estimator)
+        axes.set_xticks(xs, xs)
+        axes.minorticks_off()
         axes.set_xlabel({"L": "layers per model", "n": "examples", "r": "components"}[name])
     axes.legend(frameon=False)
     figure.supylabel("seconds, all pairs")

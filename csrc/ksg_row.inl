@@ -5,14 +5,18 @@
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 typedef std::int32_t Ints __attribute__((vector_size(kLanes * sizeof(std::int32_t))));
 
-// The next 16 points; where fewer are left, points infinitely far away, which nobody counts.
-inline void load(Floats& to, const float* from, std::int64_t left) {
-  if (left >= kLanes) {
-    std::memcpy(&to, from, sizeof to);
-  } else {
-    to = Floats{} + kInfinity;
-    std::memcpy(&to, from, left * sizeof(float));
-  }
+// The next 16 points.
+inline void load(Floats& to, const float* from) { std::memcpy(&to, from, sizeof to); }
+
+// The last points, fewer than 16, and beside them points infinitely far away, which nobody counts.
+// Apart from the whole ones: a vector that may be filled in part is kept in memory, not a register.
+inline void load_last(Floats& to, const float* from, std::int64_t left) {
+  to = Floats{} + kInfinity;
+  std::memcpy(&to, from, left * sizeof(float));
+}
+
+inline void load_next(Floats& to, const float* from, std::int64_t left) {
+  left >= kLanes ? load(to, from) : load_last(to, from, left);
 }
 
 inline std::int32_t sum(const Ints& lanes) {
@@ -27,22 +31,34 @@ inline float largest(const Floats& lanes) {
   return most;
 }
 
-// Distance to the K-th neighbour in the joint space. Every lane keeps its K smallest in order: a
-// newcomer sinks through the list by K minima and maxima, without a branch.
+// Every lane keeps its K smallest in order: a newcomer sinks through the list by K minima and
+// maxima, without a branch.
+template <int K>
+inline void keep_smallest(Floats (&best)[K], const Floats& u, const Floats& v) {
+  Floats sinking = u > v ? u : v;
+  for (int t = 0; t < K; ++t) {
+    // Two comparisons, so that either line is one minimum or maximum and no mask.
+    const Floats held = best[t];
+    best[t] = sinking < held ? sinking : held;
+    sinking = sinking > held ? sinking : held;
+  }
+}
+
+// Distance to the K-th neighbour in the joint space.
 template <int K>
 inline float kth_joint(const float* x, const float* y, std::int64_t n) {
-  Floats best[K];
+  Floats best[K], u, v;
   for (int t = 0; t < K; ++t) best[t] = Floats{} + kInfinity;
-  for (std::int64_t j = 0; j < n; j += kLanes) {
-    Floats u, v;
-    load(u, x + j, n - j);
-    load(v, y + j, n - j);
-    Floats sinking = u > v ? u : v;
-    for (int t = 0; t < K; ++t) {
-      const Floats held = best[t];
-      best[t] = sinking < held ? sinking : held;
-      sinking = sinking < held ? held : sinking;
-    }
+  std::int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    load(u, x + j);
+    load(v, y + j);
+    keep_smallest<K>(best, u, v);
+  }
+  if (j < n) {
+    load_last(u, x + j, n - j);
+    load_last(v, y + j, n - j);
+    keep_smallest<K>(best, u, v);
   }
   // The smallest head of the 16 lists, K times over; ties leave one by one.
   float lists[K + 1][kLanes];
@@ -63,11 +79,18 @@ inline float kth_joint(const float* x, const float* y, std::int64_t n) {
 inline void count_nearer(const float* x, const float* y, std::int64_t n, float radius,
                          std::int32_t* n_x, std::int32_t* n_y) {
   Ints in_x{}, in_y{};
-  for (std::int64_t j = 0; j < n; j += kLanes) {
-    Floats u, v;
-    load(u, x + j, n - j);
-    load(v, y + j, n - j);
+  Floats u, v;
+  std::int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    load(u, x + j);
+    load(v, y + j);
     in_x -= u < radius;  // true is -1
+    in_y -= v < radius;
+  }
+  if (j < n) {
+    load_last(u, x + j, n - j);
+    load_last(v, y + j, n - j);
+    in_x -= u < radius;
     in_y -= v < radius;
   }
   *n_x = sum(in_x);
@@ -80,8 +103,8 @@ inline void count_in_rectangle(const float* x, const float* y, std::int64_t n, f
                                std::int32_t* n_x, std::int32_t* n_y) {
   Floats side_x{}, side_y{}, u, v;
   for (std::int64_t j = 0; j < n; j += kLanes) {
-    load(u, x + j, n - j);
-    load(v, y + j, n - j);
+    load_next(u, x + j, n - j);
+    load_next(v, y + j, n - j);
     const Ints neighbour = (u > v ? u : v) <= radius;
     side_x = (neighbour & (u > side_x)) ? u : side_x;
     side_y = (neighbour & (v > side_y)) ? v : side_y;
@@ -89,8 +112,8 @@ inline void count_in_rectangle(const float* x, const float* y, std::int64_t n, f
   const float far_x = largest(side_x), far_y = largest(side_y);
   Ints in_x{}, in_y{};
   for (std::int64_t j = 0; j < n; j += kLanes) {
-    load(u, x + j, n - j);
-    load(v, y + j, n - j);
+    load_next(u, x + j, n - j);
+    load_next(v, y + j, n - j);
     in_x -= u <= far_x;
     in_y -= v <= far_y;
   }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expertsteer import ops
-from expertsteer.ops import native, reference
+from expertsteer.ops import native, products, reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(1, 1, 1), (2, 3, 17), (1, 5, 63), (3, 4, 257), (2, 7, 1024)]
@@ -220,3 +220,17 @@ def test_every_backend_gives_the_same_gaussian_information(r, s, backend):
 def test_malformed_calls_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (16, 501, 77), (37, 5, 300)])
+def test_products_with_rows_take_any_layout(m, n, k, dtype):
+    a, b = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+    expected = (a.double() @ b.double().mT).to(dtype)
+    columns = b.mT.contiguous().mT  # the same entries, read along the other axis
+    strided = torch.stack([b, -b], dim=2)[:, :, 0]
+    for left in (a, a.mT.contiguous().mT):
+        for right in (b, columns, strided):
+            torch.testing.assert_close(
+                products.times_rows(left, right), expected, rtol=1e-5, atol=1e-4
+            )

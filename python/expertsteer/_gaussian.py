@@ -12,6 +12,7 @@ from . import ops
 from ._layers import Layers
 from ._projection import centre, components
 from ._sampling import Rows
+from .ops.products import times_rows
 
 
 @cache
@@ -102,8 +103,8 @@ def _codes(layers: Layers, halves: tuple[Tensor, Tensor], r: int) -> list[Tensor
     coded: list[list[Tensor]] = [[], []]
     for index, states in enumerate(layers):
         name = f"{layers.name}[{index}]"
-        parts = [centre(states[half.to(states.device)]) for half in halves]
+        parts = [centre(states.index_select(0, half.to(states.device))) for half in halves]
         for held, fitted in ((0, 1), (1, 0)):
             axes = components(*parts[fitted], r, name)
-            coded[held].append((parts[held][0] @ axes.mT).double())
+            coded[held].append(times_rows(parts[held][0], axes).double())
     return [torch.stack(codes) for codes in coded]

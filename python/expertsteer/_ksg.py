@@ -9,6 +9,7 @@ from . import ops
 from ._layers import Layers
 from ._projection import centre, components
 from ._sampling import Rows
+from .ops.products import times_rows
 from .ops.reference_mi import on_a_grid
 
 MOST_COMPONENTS = 8
@@ -79,6 +80,6 @@ def _codes(layers: Layers, r: int) -> Tensor:
     for index, states in enumerate(layers):
         rows, mean = centre(states.clone())
         axes = components(rows, mean, r, f"{layers.name}[{index}]")
-        code = (rows @ axes.mT).double()
+        code = times_rows(rows, axes).double()
         codes.append(code / code.std(dim=0))
     return on_a_grid(torch.stack(codes))

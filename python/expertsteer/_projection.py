@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ops.products import times_rows
+
 BLOCK = 16  # vectors per product: one full register row, so skinny products run near full speed
 
 
@@ -50,24 +52,24 @@ def components(fit: Tensor, mean: Tensor, r: int, name: str) -> Tensor:
         )
     if side is None:
         return vectors.mT.to(fit.dtype)
-    return (vectors / values.sqrt()).mT.to(fit.dtype) @ side
+    return times_rows((vectors / values.sqrt()).mT.to(fit.dtype), side.mT)
 
 
 def _krylov(fit: Tensor, blocks: int) -> Tensor:
     """``Q^T fit`` for an orthonormal basis Q of the space of ``fit g, (fit fit^T) fit g, ...``."""
+    rows, width = fit.shape
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(BLOCK, fit.shape[0], generator=generator).to(fit) @ fit
-    basis = fit.new_empty(fit.shape[0], 0)
-    images = []
-    for _ in range(blocks):
-        new = fit @ image.mT
+    image = times_rows(torch.randn(BLOCK, rows, generator=generator).to(fit), fit.mT)
+    basis, images = fit.new_empty(blocks * BLOCK, rows), fit.new_empty(blocks * BLOCK, width)
+    for first in range(0, blocks * BLOCK, BLOCK):
+        block = slice(first, first + BLOCK)
+        new, before = times_rows(fit, image).mT, basis[:first]
         for _ in range(2):  # once leaves what rounding put back
-            new -= basis @ (basis.mT @ new)
-        new = torch.linalg.qr(new).Q
-        basis = torch.cat([basis, new], dim=1)
-        image = new.mT @ fit
-        images.append(image)
-    return torch.cat(images)
+            new -= (new @ before.mT) @ before
+        basis[block] = torch.linalg.qr(new.mT).Q.mT
+        image = times_rows(basis[block], fit.mT)
+        images[block] = image
+    return images
 
 
 def centre(rows: Tensor) -> tuple[Tensor, Tensor]:

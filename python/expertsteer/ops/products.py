@@ -41,6 +41,19 @@ def times_transposed(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
+def times_rows(a: Tensor, b: Tensor) -> Tensor:
+    """``a b^T`` of ``[m, k]`` and ``[n, k]`` in any layout, on any device.
+
+    For products with few rows on one side: there oneDNN is twice to three times as fast as torch's
+    BLAS, and reads ``b`` as well along its columns (``b = c.mT``) as along its rows.
+    """
+    if a.device.type != "cpu" or not onednn_serves(a.dtype):
+        return a @ b.mT
+    if not b.mT.is_contiguous():
+        b = b.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(a.contiguous(), b, None, "none", [], "")
+
+
 def symmetric_lower(a: Tensor, b: Tensor, out: Tensor) -> None:
     """The lower triangle of ``a b^T``, known to be symmetric, of contiguous ``[n, k]``.
 

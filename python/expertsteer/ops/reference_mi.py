@@ -96,9 +96,9 @@ def digamma_sums(n_x: Tensor, n_y: Tensor, n: int, variant: int) -> Tensor:
     ``psi(n_x + 1) + psi(n_y + 1)`` for variant 1, ``psi(n_x) + psi(n_y)`` for variant 2.
     """
     shift = 2 - variant
-    table = torch.from_numpy(digamma(torch.arange(n + 2).double().clamp(min=1).numpy()))
+    table = torch.from_numpy(digamma(torch.arange(shift, n + 2).double().clamp(min=1).numpy()))
     table = table.to(n_x.device)
-    return (table[(n_x + shift).long()] + table[(n_y + shift).long()]).sum(dim=-1)
+    return sum(table.index_select(0, m.flatten()).view(m.shape).sum(dim=-1) for m in (n_x, n_y))
 
 
 def ksg_information(sums: Tensor, n: int, k: int, variant: int) -> Tensor:
