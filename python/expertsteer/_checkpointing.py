@@ -24,18 +24,20 @@ class CheckpointedPass:
         self.steering, self.original = steering, original
 
     def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        from ._slots import Open
+        from ._slots import OpenPass
 
-        steering = self.steering
-        if not steering.current.active:
+        steering, first = self.steering, self.steering.current.opened
+        if first is None:
             return self.original(function, *args, **kwargs)
-        chosen, shape = steering.current.chosen, steering.current.shape
 
         def again(*inputs: Any, **options: Any) -> Any:
-            if steering.current.active or not steering.attached:
+            if steering.current.opened is not None or not steering.attached:
                 return function(*inputs, **options)
-            with Open(steering, chosen, shape):
+            opened = OpenPass(steering, first.chosen, first.shape)
+            try:
                 return function(*inputs, **options)
+            finally:
+                opened.close()
 
         return self.original(again, *args, **kwargs)
 

@@ -123,25 +123,44 @@ def token_mask(
     """
     tokens = shape[1]
     offset = prompt.offset(inputs, tokens)
-    beyond = prompt.length is not None and isinstance(offset, int) and offset >= prompt.length
-    if beyond and isinstance(positions, str):  # generate never generates padding
-        return positions != "prompt"
+    known = prompt_length if prompt.length is None else prompt.length
+    whole = _whole(positions, known, offset, tokens)
+    in_answer = prompt.length is not None and isinstance(offset, int) and offset >= prompt.length
+    if whole is False or (whole and in_answer):  # generate never generates padding
+        return whole
     valid = _not_padding(inputs.get("attention_mask"), prompt, shape, offset, device)
-    if isinstance(positions, str) and positions == "all":
+    if whole:
         return True if valid is None else valid
     place = torch.arange(tokens, device=device) + offset  # [tokens]
-    if isinstance(positions, str):
-        known = prompt_length if prompt.length is None else prompt.length
-        if known is None:
-            chosen = _outside_generate(positions, valid, place, offset, shape)
-        else:
-            chosen = _around_prompt(positions, known, place, shape[0])
-    elif isinstance(positions, Tensor):
-        chosen = _of_mask(positions, place, shape[0])
+    if not isinstance(positions, str):
+        of_given = _of_mask if isinstance(positions, Tensor) else _of_function
+        chosen = of_given(positions, place, inputs, shape)
+    elif known is None:
+        chosen = _outside_generate(positions, valid, place, offset, shape)
     else:
-        chosen = _of_function(positions, place, inputs, shape)
+        chosen = _around_prompt(positions, known, place, shape[0])
     chosen = chosen.expand(shape)
     return chosen if valid is None else chosen & valid.to(device)
+
+
+def _whole(
+    positions: Positions, known: int | Tensor | None, offset: int | Tensor, tokens: int
+) -> bool | None:
+    """Whether all tokens of the pass are chosen, or none, where numbers at hand tell that."""
+    if not isinstance(positions, str):
+        return None
+    if positions == "all":
+        return True
+    if isinstance(offset, Tensor) or isinstance(known, Tensor):
+        return None
+    if known is None:
+        if positions == "last":  # of one token: that one, unless it is padding
+            return True if tokens == 1 else None
+        return (offset > 0) == (positions == "generated")
+    first = known - 1 if positions == "last" else known
+    if offset >= first:
+        return positions != "prompt"
+    return positions == "prompt" if offset + tokens <= first else None
 
 
 def _around_prompt(positions: str, known: int | Tensor, place: Tensor, batch: int) -> Tensor:
@@ -156,8 +175,9 @@ def _around_prompt(positions: str, known: int | Tensor, place: Tensor, batch: in
     return place < first if positions == "prompt" else place >= first
 
 
-def _of_mask(mask: Tensor, place: Tensor, batch: int) -> Tensor:
+def _of_mask(mask: Tensor, place: Tensor, inputs: Mapping, shape: tuple) -> Tensor:
     """An explicit mask at the places of this pass; tokens beyond its end are left alone."""
+    batch = shape[0]
     if len(mask) != 1 and batch % len(mask):
         raise ValueError(
             f"positions must be a mask for 1 or {batch} sequences, came one for {len(mask)}"

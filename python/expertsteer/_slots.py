@@ -79,7 +79,7 @@ class LayerSlot(_Unmovable, Slot):
             )
         if self._kind != (output.device, output.dtype):
             self._prepare(output.device, output.dtype)
-        mask = self.steering.current.mask
+        mask = self.steering.current.opened.mask
         if mask is not None:
             mask = mask.to(output.device)
         return self._steered(self.function, output, mask)
@@ -87,7 +87,7 @@ class LayerSlot(_Unmovable, Slot):
     def _require_pass(self) -> None:
         steering = self.steering
         compiles = torch.compiler.is_compiling() or steering.traced.mask is not None
-        if not steering.current.active and not compiles:
+        if steering.current.opened is None and not compiles:
             raise RuntimeError(
                 f"layer {self.index} of a steered model was called outside its decoder's forward, "
                 "where its padding and positions are unknown; call the model, or detach"
@@ -155,20 +155,29 @@ class DecoderSlot(_Unmovable):
             return output
         if steering.silent:
             return self.original(*args, **kwargs)
-        here, shape = steering.current, tuple(tokens.shape[:2])
-        steering.require_rows(shape[0], here.prompt)
-        chosen = token_mask(
-            steering.positions, here.prompt, inputs, shape, tokens.device, steering.prompt_length
-        )
-        if torch.is_grad_enabled():
-            watch(steering, steering.checkpointed)
-        with Open(steering, chosen, shape) as opened:
+        opened = self._place(tokens, inputs)
+        try:
             output = self.original(*args, **kwargs)
+        finally:
+            opened.close()
         if opened.ran < len(steering.slots):
             _require_ran([i for i, s in steering.slots.items() if s.serial != opened.serial])
         if steering.watch:
             _require_finite(steering, output, inputs)
         return output
+
+    def _place(self, tokens: Tensor, inputs: dict[str, Any]) -> OpenPass:
+        """Open a pass that steers the tokens which the positions choose."""
+        steering = self.steering
+        here, shape = steering.current, (tokens.shape[0], tokens.shape[1])
+        if steering.bank.sequences not in (1, shape[0]):
+            steering.require_rows(shape[0], here.prompt)
+        chosen = token_mask(
+            steering.positions, here.prompt, inputs, shape, tokens.device, steering.prompt_length
+        )
+        if torch.is_grad_enabled():
+            watch(steering, steering.checkpointed)
+        return OpenPass(steering, chosen, shape)
 
 
 class FoldedDecoderSlot(_Unmovable):
@@ -227,35 +236,41 @@ def _require_finite(steering: Steering, output: Any, inputs: dict[str, Any]) -> 
         steering.diagnose(hidden, inputs)
 
 
-class Open:
-    """One forward pass, open for the slots of this thread."""
+class OpenPass:
+    """One forward pass of this thread, open for its slots until it is closed.
 
-    __slots__ = ("steering", "serial", "ran", "chosen", "shape", "outer")
+    Args:
+        chosen: the tokens to steer, ``[batch, tokens]`` bool, or all of them, or none.
+        shape: batch and tokens.
+    """
+
+    __slots__ = ("steering", "here", "outer", "chosen", "shape", "serial", "ran")
 
     def __init__(self, steering: Steering, chosen: Tensor | bool, shape: tuple[int, int]):
         self.steering, self.chosen, self.shape = steering, chosen, shape
-
-    def __enter__(self) -> Open:
-        here, chosen = self.steering.current, self.chosen
-        self.outer = here.active, here.mask, here.chosen, here.shape
-        here.active, here.chosen, here.shape = True, chosen, self.shape
+        self.here = steering.current
+        self.outer, self.here.opened = self.here.opened, self
         if chosen is True or chosen is False:
-            here.mask = None if chosen else torch.zeros(self.shape, dtype=torch.bool)
-            self.serial = self.steering.passes.open(chosen, *self.shape, 0, 0, 0, 0, 0)
+            self.serial = steering.passes.open(chosen, *shape, 0, 0, 0, 0, 0)
         else:
-            here.mask = chosen
-            place = chosen.device
-            kind = {"cpu": 1, "cuda": 2}.get(place.type, 0)
-            where = chosen.data_ptr(), *chosen.stride(), kind, place.index or 0
-            self.serial = self.steering.passes.open(True, *self.shape, *where)
-        if self.steering.regional:
-            self.steering.traced.mask = here.mask
-        return self
+            device = chosen.device
+            kind = {"cpu": 1, "cuda": 2}.get(device.type, 0)
+            where = chosen.data_ptr(), *chosen.stride(), kind, device.index or 0
+            self.serial = steering.passes.open(True, *shape, *where)
+        if steering.regional:
+            steering.traced.mask = self.mask
 
-    def __exit__(self, *error: object) -> None:
+    @property
+    def mask(self) -> Tensor | None:
+        """As operations take it: ``None`` for every token."""
+        if self.chosen is True:
+            return None
+        return torch.zeros(self.shape, dtype=torch.bool) if self.chosen is False else self.chosen
+
+    def close(self) -> None:
+        """Done, with what ran in it in ``ran``."""
         self.ran = self.steering.passes.close()
-        here = self.steering.current
-        here.active, here.mask, here.chosen, here.shape = self.outer
+        self.here.opened = self.outer
 
 
 class GenerateSlot(_Unmovable):

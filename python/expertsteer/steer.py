@@ -23,7 +23,7 @@ from ._bank import Bank, Gate
 from ._decoder import uncompiled
 from ._entry import Passes
 from ._positions import Positions, Prompt, checked_positions
-from ._slots import DecoderSlot, FoldedDecoderSlot, GenerateSlot, LayerSlot
+from ._slots import DecoderSlot, FoldedDecoderSlot, GenerateSlot, LayerSlot, OpenPass
 from ._traced import TracedPositions
 from .vectors import SteeringVectors
 
@@ -97,14 +97,11 @@ def attach(
 
 
 class _Thread(threading.local):
-    """What one thread's running forward pass has told: the tokens to steer, the prompt."""
+    """What one thread's running ``generate`` and forward pass have told."""
 
     def __init__(self) -> None:
         self.prompt = Prompt()
-        self.active = False
-        self.mask: Tensor | None = None
-        self.chosen: Tensor | bool = False
-        self.shape = (0, 0)
+        self.opened: OpenPass | None = None
 
 
 class Steering:
@@ -246,9 +243,9 @@ class Steering:
         self.detach()
 
     def require_rows(self, batch: int, prompt: Prompt) -> None:
-        """A batch that rows were set for; in ``generate`` also several copies of each sequence."""
+        """Another batch than rows were set for must be copies that ``generate`` made."""
         given = self.bank.sequences
-        if given in (1, batch) or (prompt.length is not None and batch % given == 0):
+        if prompt.length is not None and batch % given == 0:
             return
         raise ValueError(
             f"set_rows was given {given} sequences and this forward pass has {batch}; give one "
