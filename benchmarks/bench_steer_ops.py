@@ -3,8 +3,9 @@
     python -m pytest benchmarks/bench_steer_ops.py --benchmark-only
 
 Each benchmark first checks its result against the reference in double precision and reports no
-speed when that fails. The hidden states are reset to nothing between rounds: what an operation
-costs does not depend on the values.
+speed when that fails. Calls work on what the last one left; the cost does not depend on values.
+By itself an addition of many vectors must read more memory than one of a single vector, which
+stays in the nearest cache, so distinct vectors are also measured behind one linear layer.
 """
 
 import pytest
@@ -62,6 +63,23 @@ def bench_distinct_vectors(benchmark, operation, distinct, dtype, device):
     call = prepare(device, dtype, "native", arguments, operation)
     benchmark.group = f"{operation}, 256 sequences of width 4096, {dtype}, {device}"
     benchmark.pedantic(call, rounds=60, iterations=10, warmup_rounds=5)
+
+
+@pytest.mark.parametrize("distinct", [0, 1, 8, 64, 256])
+def bench_distinct_vectors_behind_a_linear(benchmark, distinct):
+    """0: the layer alone."""
+    arguments = inputs(256, 1, 4096, max(distinct, 1), torch.float32, "cpu")
+    prepare("cpu", torch.float32, "native", arguments, "add")
+    hidden, *others = arguments
+    weight = torch.randn(4096, 4096)
+    steer = ops.choose("steer", "native", hidden.device, hidden.dtype)
+
+    def call():
+        out = hidden @ weight
+        return steer(out, *others) if distinct else out
+
+    benchmark.group = "one linear layer and an addition, 256 sequences of width 4096, float32, cpu"
+    benchmark.pedantic(call, rounds=9, iterations=1, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("device", DEVICES)

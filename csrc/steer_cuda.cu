@@ -92,6 +92,7 @@ template <typename Element, typename Wide, int kChunk>
 __device__ __forceinline__ void move_along(Row<Element, Wide, kChunk>& row,
                                            const Choice<Wide>& choice, Wide* factors) {
   std::int64_t begin = 0;  // the first vector that the row does not remember
+  bool moves = false;
   for (std::int64_t s = 0; s < row.a.vectors; ++s) {
     const Wide inverse = choice.uses(s) ? choice.inverse_norms[choice.rows[s]] : Wide(0);
     Wide factor = 0;
@@ -102,10 +103,11 @@ __device__ __forceinline__ void move_along(Row<Element, Wide, kChunk>& row,
           choice.clamps ? choice.strengths[s] - component : -(choice.strengths[s] * component);
       if (isfinite(component)) factor = move * inverse;  // a NaN stays where it is
     }
+    moves |= factor != 0;
     if (threadIdx.x == 0) factors[s] = factor;
     __syncthreads();
   }
-  row.finish(begin, row.a.vectors, Wide(1));
+  if (moves) row.finish(begin, row.a.vectors, Wide(1));
 }
 
 template <typename Wide>

@@ -270,7 +270,8 @@ def test_keep_norm_keeps_norms_and_leaves_zero_at_zero(backend, device, dtype):
 def test_what_is_not_steered_keeps_its_bits(backend, device, operation, dtype):
     arguments = case((4, 5, 33), dtype, device, 2)
     hidden = arguments["hidden"]
-    hidden[0, 0, 3], hidden[1, 1, 4], hidden[2, 2, 5] = float("nan"), float("inf"), -0.0
+    hidden[0, 0, 3], hidden[1, 1, 4] = float("nan"), float("inf")
+    hidden[:, :, 9] = -0.0
     mask = arguments["mask"]
     shut = torch.full_like(arguments["thresholds"], float("inf"))
     idle = {
@@ -282,7 +283,8 @@ def test_what_is_not_steered_keeps_its_bits(backend, device, operation, dtype):
     if operation != "clamp":
         idle["without strength"] = {"strengths": torch.zeros_like(arguments["strengths"])}
     for name, change in idle.items():
-        call = arguments | change | {"hidden": hidden.clone()}
+        everywhere = {} if name == "half masked" else {"mask": torch.ones_like(mask)}
+        call = arguments | everywhere | change | {"hidden": hidden.clone()}
         out = ops.steer(**call, operation=operation, backend=backend)
         kept = ~mask if name == "half masked" else torch.ones_like(mask)
         integers = torch.int16 if dtype.itemsize == 2 else torch.int32
@@ -303,8 +305,10 @@ def test_zero_vectors_are_skipped(backend, device, operation):
     arguments = without(case((2, 3, 33), torch.float32, device), "mask", "gates", "thresholds")
     arguments["table"][2] = 0
     arguments["rows"].fill_(2)
-    hidden = arguments["hidden"].clone()
-    assert torch.equal(ops.steer(**arguments, operation=operation, backend=backend), hidden)
+    arguments["hidden"][1, 2, 3] = -0.0
+    bits = arguments["hidden"].clone().view(torch.int32)
+    out = ops.steer(**arguments, operation=operation, backend=backend)
+    assert torch.equal(out.view(torch.int32), bits)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
