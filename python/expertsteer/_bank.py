@@ -74,12 +74,8 @@ class Bank:
         self.width = next(iter(experts.values())).width
         self.strength = 0.0
         self.rows, self.factors = self._everyone()
+        self.sequences = 1  # for how many rows are given; 1 serves any number
         self._buffers: dict[tuple[int, torch.device, torch.dtype], Buffers] = {}
-
-    @property
-    def sequences(self) -> int:
-        """For how many sequences rows are given; 1 serves any number."""
-        return len(self.rows)
 
     @property
     def silent(self) -> bool:
@@ -94,7 +90,7 @@ class Bank:
         else:
             rows, factors = self._chosen(choice, strengths)
         self._check(self.experts, self.strength, factors)
-        self.rows, self.factors = rows, factors
+        self.rows, self.factors, self.sequences = rows, factors, len(rows)
         self._refill()
 
     def fill(self, experts: Mapping[Any, SteeringVectors], strength: float) -> None:

@@ -90,8 +90,11 @@ def _inferred_mask(model: Any, prompt: Tensor, kwargs: Mapping[str, Any]) -> Ten
 
 def cached_tokens(inputs: Mapping[str, Any]) -> int | Tensor | None:
     """How many tokens the cache among a decoder's arguments holds, ``None`` if it cannot tell."""
-    cache = next((inputs[n] for n in CACHES if inputs.get(n) is not None), None)
-    if cache is None:
+    for name in CACHES:
+        cache = inputs.get(name)
+        if cache is not None:
+            break
+    else:
         return 0
     if hasattr(cache, "get_seq_length"):
         try:
@@ -123,11 +126,13 @@ def token_mask(
     """
     tokens = shape[1]
     offset = prompt.offset(inputs, tokens)
+    in_answer = prompt.length is not None and type(offset) is int and offset >= prompt.length
+    if in_answer and isinstance(positions, str):  # nearly every pass; it has no padding
+        return positions != "prompt"
     known = prompt_length if prompt.length is None else prompt.length
     whole = _whole(positions, known, offset, tokens)
-    in_answer = prompt.length is not None and isinstance(offset, int) and offset >= prompt.length
-    if whole is False or (whole and in_answer):  # generate never generates padding
-        return whole
+    if whole is False:
+        return False
     valid = _not_padding(inputs.get("attention_mask"), prompt, shape, offset, device)
     if whole:
         return True if valid is None else valid
