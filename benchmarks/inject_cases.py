@@ -1,0 +1,180 @@
+"""What the benchmarks of injection share: models, vectors, the tools on a live model, the clock.
+
+Nothing here imports expertsteer until one of its tools is asked for, because the peers run this
+file in environments of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+DEPTH, PROMPT, VOCABULARY = 16, 16, 512
+WIDTHS, BATCHES = (256, 1024), (1, 32)
+LAYERS = {"0": (), "1": (8,), "all 16": tuple(range(DEPTH))}
+# New tokens of one whole decode: fewer where a step is slow, so that there are rounds to pair.
+NEW_TOKENS = {(256, 1): 64, (256, 32): 16, (1024, 1): 16, (1024, 32): 8}
+OWN_TOOLS = ("unsteered", "python hook", "fold", "slot")
+TOLERANCE = 1e-4  # of the largest logit, between tools that add in another order
+
+
+def llama(width: int, depth: int = DEPTH) -> LlamaForCausalLM:
+    """A Llama of random weights that never ends a text."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        max_position_embeddings=512,
+        initializer_range=2 / width**0.5,  # wide enough that the texts vary
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Other modules over the same memory: every tool has its own, and no cache favours one."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(t): t for t in tensors})
+
+
+class Bare(nn.Module):
+    """A layer that does nothing, so that what is put around a layer is all there is to time."""
+
+    def forward(self, hidden_states: Tensor, *unused, **named) -> Tensor:
+        return hidden_states
+
+
+def hollow(width: int) -> LlamaForCausalLM:
+    """The same model with layers that do nothing."""
+    model = llama(width, depth=1)
+    model.config.num_hidden_layers = DEPTH
+    model.model.layers = nn.ModuleList(Bare() for _ in range(DEPTH))
+    return model
+
+
+def displacements(width: int, layers: tuple[int, ...], seed: int = 1) -> dict[int, Tensor]:
+    """What is added at each layer, ``{layer: [width]}``."""
+    generator = torch.Generator().manual_seed(seed)
+    return {i: 0.5 * torch.randn(width, generator=generator) for i in layers}
+
+
+def prompt(batch: int) -> Tensor:
+    return torch.randint(1, VOCABULARY, (batch, PROMPT), generator=torch.Generator().manual_seed(2))
+
+
+@contextmanager
+def hooks(model: nn.Module, deltas: dict[int, Tensor], in_place: bool = False):
+    """What people write by hand: a Python forward hook per layer."""
+
+    def hook(delta):
+        def add(module, inputs, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden.add_(delta) if in_place else hidden + delta
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return add
+
+    handles = [
+        model.model.layers[i].register_forward_hook(hook(delta)) for i, delta in deltas.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attached(model: nn.Module, deltas: dict[int, Tensor], mode: str, **options):
+    """expertsteer. No layers at all: attached to every one, at strength 0."""
+    import expertsteer as es
+
+    if not deltas:
+        options["strength"] = 0.0
+        deltas = displacements(model.config.hidden_size, LAYERS["all 16"])
+    return es.attach(model, es.SteeringVectors(deltas), mode=mode, **options)
+
+
+def steered(tool: str, model: nn.Module, deltas: dict[int, Tensor]):
+    """A context in which ``model`` is steered by one of `OWN_TOOLS`."""
+    if tool == "unsteered":
+        return nullcontext()
+    if tool == "python hook":
+        return hooks(model, deltas)
+    return attached(model, deltas, tool)
+
+
+def settings(ids: Tensor, new_tokens: int) -> dict:
+    """Of a greedy ``generate`` that makes exactly so many tokens."""
+    mask = torch.ones_like(ids)
+    return {"attention_mask": mask, "max_new_tokens": new_tokens, "do_sample": False}
+
+
+def decode(model: nn.Module, ids: Tensor, new_tokens: int, **more):
+    """What greedy ``generate`` gives, ``[batch, prompt + new]``."""
+    with torch.inference_mode():
+        return model.generate(ids, **settings(ids, new_tokens), **more)
+
+
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(ids, use_cache=False).logits
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, in units of the largest expected entry."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def interleave(
+    calls: dict[str, Callable[[], object]], budget: float, least: int = 5, most: int = 2000
+) -> dict[str, list[float]]:
+    """Seconds of each call in rounds A B C, B C A, C A B, ... until the budget is spent.
+
+    A machine that drifts slows all calls of a round down, so ratios within rounds hold. The first
+    round warms up.
+    """
+    names, taken = list(calls), {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    end, rounds = time.perf_counter() + budget, 0
+    while rounds < least or (time.perf_counter() < end and rounds < most):
+        turn = rounds % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            calls[name]()
+            taken[name].append(time.perf_counter() - start)
+        rounds += 1
+    return taken
+
+
+def middle(values: list[float]) -> dict:
+    """Median with its 95 % interval by order statistics, and the number of rounds."""
+    ordered, n = sorted(values), len(values)
+    reach = int(0.98 * n**0.5) + 1
+    low, high = max(0, n // 2 - reach), min(n - 1, (n - 1) // 2 + reach)
+    return {"median": median(values), "low": ordered[low], "high": ordered[high], "rounds": n}
+
+
+def ratio(taken: list[float], baseline: list[float]) -> dict:
+    """Paired ratios of the rounds."""
+    return middle([a / b for a, b in zip(taken, baseline)])
+
+
+def added(taken: list[float], baseline: list[float], parts: int) -> dict:
+    """Paired differences of the rounds in microseconds, shared out over ``parts``."""
+    return middle([1e6 * (a - b) / parts for a, b in zip(taken, baseline)])
