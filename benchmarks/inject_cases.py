@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from statistics import median
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,26 @@ def steered(tool: str, model: nn.Module, deltas: dict[int, Tensor]):
     if tool == "python hook":
         return hooks(model, deltas)
     return attached(model, deltas, tool)
+
+
+def eager_step(model: nn.Module) -> Callable[..., Tensor]:
+    """``(ids, cache) -> logits``."""
+
+    def step(ids: Tensor, cache, **more) -> Tensor:
+        return model(ids, past_key_values=cache, **more).logits
+
+    return step
+
+
+def compiled_step(model: nn.Module, backend: str = "inductor") -> Callable[..., Tensor]:
+    """`eager_step` compiled, as a function of its own.
+
+    The compiler keeps what it made for a function in one list and checks the conditions of each
+    until some hold; with a function shared by several tools, one would pay for the others.
+    """
+    step = eager_step(model)
+    own = FunctionType(step.__code__.replace(), step.__globals__, None, None, step.__closure__)
+    return torch.compile(own, backend=backend, fullgraph=True)
 
 
 def settings(ids: Tensor, new_tokens: int) -> dict:

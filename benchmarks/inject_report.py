@@ -98,12 +98,18 @@ def by_size(document: dict, part: str, extra: str = "") -> tuple[list[list[str]]
 def step_table(document: dict) -> list[str]:
     lines, found = by_size(document, "step", "added_us_per_layer")
     head = ["hidden", "batch", "layers", "tool", "x unsteered", "us per steered layer", "rounds"]
-    base = ", ".join(
-        f"hidden {row['hidden']}, batch {row['batch']}: {row['ms']:.2f} ms"
-        for row in rows_of(document, "step", tool="unsteered")
-    )
     text = table("One decoding step with a cache", head, lines, found)
-    return [*text, "", f"Unsteered step: {base}."] if base else text
+    steps = rows_of(document, "step", tool="unsteered")
+    text += ["", "Unsteered step: " + sizes(steps, "ms") + "."] if steps else []
+    threads = document.get("threads", [])
+    if threads:
+        figures = "; ".join(f"{n}: " + sizes(threads, f"ms, {n}") for n in (1, 2))
+        text += ["", f"The unsteered step by threads of torch, {figures}."]
+    return text
+
+
+def sizes(rows: list[dict], key: str) -> str:
+    return ", ".join(f"{row['hidden']} x {row['batch']} {row[key]:.2f} ms" for row in rows)
 
 
 def decode_table(document: dict) -> list[str]:

@@ -124,6 +124,28 @@ def _after_prompt(model, batch: int) -> tuple[Tensor, dict]:
 
 
 @torch.inference_mode()
+def thread_counts(width: int, batch: int, budget: float) -> list[dict]:
+    """The unsteered step with one thread and with two, each after a warm-up of its own."""
+    model, kept = cases.llama(width), torch.get_num_threads()
+    _, step = _after_prompt(model, batch)
+
+    def call():
+        model(**step)
+        step["past_key_values"].crop(-1)
+
+    row = {"hidden": width, "batch": batch}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            row[f"ms, {threads}"] = (
+                1e3 * cases.middle(cases.interleave({"": call}, budget)[""])["median"]
+            )
+    finally:
+        torch.set_num_threads(kept)
+    return [row]
+
+
+@torch.inference_mode()
 def whole_steps(width: int, batch: int, budget: float) -> list[dict]:
     """One decoding step of the real model with a cache; every tool on the same weights."""
     model, timed, outputs = cases.llama(width), {}, {}
@@ -240,13 +262,13 @@ def _compiled_step(model, ids: Tensor, backend: str):
         for layer in cache.layers
         if torch.is_tensor(getattr(layer, "cumulative_length", None))
     }
-    run = torch.compile(model, backend=backend, fullgraph=True)
+    run = cases.compiled_step(model, backend)
 
     def call():
         for layer in cache.layers:  # the same place each time
             if id(layer) in start:
                 layer.cumulative_length.copy_(start[id(layer)])
-        return run(ids[:, -1:], past_key_values=cache).logits
+        return run(ids[:, -1:], cache)
 
     return call, call().clone()
 

@@ -27,12 +27,13 @@ SIZES = [(width, batch) for width in cases.WIDTHS for batch in cases.BATCHES]
 PARTS = {
     "layer": lambda s: runs.layer_calls(256, 5 * s) + runs.layer_calls(1024, 3 * s),
     "pass": lambda s: sum((runs.passes(256, batch, 6 * s) for batch in cases.BATCHES), []),
-    "step": lambda s: sum((runs.whole_steps(*size, 20 * s) for size in SIZES), []),
-    "decode": lambda s: sum((runs.decodes(*size, 40 * s) for size in SIZES), []),
-    "compiled": lambda s: sum((runs.compiled(*size, 12 * s) for size in SIZES), []),
+    "threads": lambda s: sum((runs.thread_counts(*size, s) for size in SIZES), []),
+    "step": lambda s: sum((runs.whole_steps(*size, 15 * s) for size in SIZES), []),
+    "decode": lambda s: sum((runs.decodes(*size, 30 * s) for size in SIZES), []),
     "distinct": lambda s: runs.distinct_vectors(256, 10 * s),
+    "compiled": lambda s: sum((runs.compiled(*size, 12 * s) for size in SIZES[:3]), []),
     "peers": lambda s: [
-        peers.run(name, threads=torch.get_num_threads(), budget=5 * s) for name in peers.PEERS
+        peers.run(name, threads=torch.get_num_threads(), budget=4 * s) for name in peers.PEERS
     ],
 }
 
@@ -70,9 +71,9 @@ def main():
     given.out.mkdir(exist_ok=True, parents=True)
     path = given.out / "inject_cpu.json"
     document = json.loads(path.read_text()) if path.exists() else {}
+    stamp = provenance(given.budget)  # before a result is written beside the sources
     for part in given.only:
         print(f"{part} ...", file=sys.stderr, flush=True)
-        stamp = provenance(given.budget)
         document[part] = stamped(PARTS[part](given.budget), stamp)
         path.write_text(json.dumps(document, indent=1) + "\n")
     text = markdown(document)
