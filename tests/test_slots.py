@@ -432,3 +432,16 @@ def test_states_of_any_layout_are_steered():
             != 1
         )
         torch.testing.assert_close(logits(model, ids), want)
+
+
+@pytest.mark.parametrize("operation", ["add", "clamp"])
+def test_layers_go_on_sharing_rows_when_their_number_changes(operation):
+    """A compiled pass checks every tensor it reads, so layers must not have each their own."""
+    two = {"a": vectors((1, 2)), "b": vectors((1, 2), seed=8)}
+    with es.attach(llama(), two, mode="slot", operation=operation) as steering:
+        for rows in (None, ["a", "b", None], ["a"], None):
+            steering.set_rows(rows)
+            first, second = (slot.buffers for slot in steering.slots.values())
+            assert first.rows is second.rows
+            # "clamp" aims at the length of each layer's own vector
+            assert (first.strengths is second.strengths) == (operation == "add")

@@ -107,6 +107,7 @@ class Bank:
             with torch.inference_mode(False), torch.no_grad():
                 made = self._contents(layer, wide)
                 moved = {n: None if t is None else t.to(device) for n, t in vars(made).items()}
+            moved |= self._shared(device, wide)
             self._buffers[key] = Buffers(**moved)
         return self._buffers[key]
 
@@ -167,8 +168,17 @@ class Bank:
                 added = largest * vectors.displacement(layer)
                 require_finite(f"strength * scale * vector at layer {layer}", added)
 
+    def _shared(self, device: torch.device, wide: torch.dtype) -> dict[str, Tensor]:
+        """What the layers read alike, as another one has it: compiled passes check it once."""
+        kept = next((b for key, b in self._buffers.items() if key[1:] == (device, wide)), None)
+        if kept is None:
+            return {}
+        alike = {"rows": kept.rows}
+        return alike if self.operation == "clamp" else alike | {"strengths": kept.strengths}
+
     def _refill(self) -> None:
         """Write every buffer again, in place where the shapes are the same."""
+        moved: dict[int, tuple[Tensor, Tensor]] = {}  # what layers share they go on sharing
         with torch.inference_mode(False), torch.no_grad():
             for (layer, device, wide), kept in self._buffers.items():
                 for name, value in vars(self._contents(layer, wide)).items():
@@ -178,7 +188,8 @@ class Bank:
                     if old.shape == value.shape:
                         old.copy_(value)
                     else:
-                        setattr(kept, name, value.to(device))
+                        moved.setdefault(id(old), (old, value.to(device)))
+                        setattr(kept, name, moved[id(old)][1])
 
     def _contents(self, layer: int, wide: torch.dtype) -> Buffers:
         from .ops.reference_steer import inverse_norms

@@ -39,6 +39,8 @@ class LayerSlot(_Unmovable, Slot):
         super().__init__(layer.forward, self.steer, steering.passes)
         functools.update_wrapper(self, layer.forward)
         self.steering, self.index, self.layer, self.backend = steering, index, layer, backend
+        bank = steering.bank  # a graph reads, and checks, only what the operation needs
+        self.needs_norms = bank.gate is not None or bank.operation in ("remove", "clamp")
         # Chosen now, so that a backend that cannot serve is refused when attaching.
         weight = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
         device = torch.device("cpu") if weight.device.type == "meta" else weight.device
@@ -116,7 +118,7 @@ class LayerSlot(_Unmovable, Slot):
             operation=self.steering.operation,
             gates=own.gates,
             thresholds=own.thresholds,
-            inverse_norms=own.inverse_norms,
+            inverse_norms=own.inverse_norms if self.needs_norms else None,
         )
 
 
