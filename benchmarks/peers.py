@@ -161,12 +161,13 @@ def install(names, folder):
         print(f"{name}: {'installed' if done.returncode == 0 else f'failed, see {log}'}")
 
 
-def run(name, folder=FOLDER, threads=1, budget=3.0, timeout=600):
+def run(name, folder=FOLDER, threads=1, budget=3.0, widths=(256, 1024), timeout=600):
     """The rows of one peer's worker; one row with the reason where it cannot run."""
     python = folder / name / "bin" / "python"
     if not python.exists():
         return {"tool": name, "failed": "not installed"}
     command = [str(python), __file__, "work", name, "--threads", str(threads)]
+    command += ["--widths", *map(str, widths)]
     try:
         done = subprocess.run(
             [*command, "--budget", str(budget)], capture_output=True, text=True, timeout=timeout

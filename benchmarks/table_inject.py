@@ -23,7 +23,7 @@ import inject_runs as runs
 import peers
 from inject_report import markdown
 
-SIZES = [(width, batch) for width in cases.WIDTHS for batch in cases.BATCHES]
+SIZES = [(width, batch) for width in cases.WIDTHS for batch in cases.BATCHES]  # --widths changes
 PARTS = {
     "layer": lambda s: runs.layer_calls(256, 5 * s) + runs.layer_calls(1024, 3 * s),
     "pass": lambda s: sum((runs.passes(256, batch, 6 * s) for batch in cases.BATCHES), []),
@@ -31,11 +31,15 @@ PARTS = {
     "step": lambda s: sum((runs.whole_steps(*size, 15 * s) for size in SIZES), []),
     "decode": lambda s: sum((runs.decodes(*size, 30 * s) for size in SIZES), []),
     "distinct": lambda s: runs.distinct_vectors(256, 10 * s),
-    "compiled": lambda s: sum((runs.compiled(*size, 12 * s) for size in SIZES[:3]), []),
+    "compiled": lambda s: sum((runs.compiled(*size, 12 * s) for size in SIZES), []),
     "peers": lambda s: [
         peers.run(name, threads=torch.get_num_threads(), budget=4 * s) for name in peers.PEERS
     ],
 }
+
+
+def widths() -> list[int]:
+    return sorted({width for width, _ in SIZES})
 
 
 def provenance(seconds: float) -> dict:
@@ -65,7 +69,9 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of torch: small models want one")
     parser.add_argument("--budget", type=float, default=1.0, help="factor on the time for rounds")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--widths", type=int, nargs="+", default=cases.WIDTHS)
     given = parser.parse_args()
+    SIZES[:] = [size for size in SIZES if size[0] in given.widths]
     torch.set_num_threads(given.threads)
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch's own, when compiling
     given.out.mkdir(exist_ok=True, parents=True)
