@@ -33,7 +33,8 @@ PARTS = {
     "distinct": lambda s: runs.distinct_vectors(256, 10 * s),
     "compiled": lambda s: sum((runs.compiled(*size, 12 * s) for size in SIZES), []),
     "peers": lambda s: [
-        peers.run(name, threads=torch.get_num_threads(), budget=4 * s) for name in peers.PEERS
+        peers.run(name, threads=torch.get_num_threads(), budget=4 * s, widths=widths())
+        for name in peers.PEERS
     ],
 }
 
