@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import gc
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -402,6 +404,20 @@ def test_what_is_not_one_vector_everywhere_is_not_folded():
             with pytest.raises(ValueError, match="cannot be folded into the weights: only"):
                 steering.fold()
             assert steering.attached and torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+@pytest.mark.parametrize("mode", ["fold", "slot"])
+def test_a_dropped_model_is_freed(mode, detached):
+    model = llama()
+    steering = es.attach(model, vectors(), mode=mode)
+    logits(model, tokens())
+    gone = [weakref.ref(model), weakref.ref(steering)]
+    if detached:
+        steering.detach()
+    del model, steering
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
 
 
 def test_states_of_any_layout_are_steered():

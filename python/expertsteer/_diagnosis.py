@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .steer import Steering
+    from ._installed import Installed
 
 
-def diagnose(steering: Steering, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+def diagnose(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
     """Run the pass again without its cache, steered and not, and look at every layer.
 
     Raises:
@@ -35,7 +35,7 @@ def diagnose(steering: Steering, hidden: Tensor, inputs: Mapping[str, Any]) -> N
     _raise(steering, broken, hidden.dtype)
 
 
-def _raise(steering: Steering, broken: int | None, dtype: torch.dtype) -> None:
+def _raise(steering: Installed, broken: int | None, dtype: torch.dtype) -> None:
     sizes = {i: float(steering.bank.displacement(i).norm()) for i in steering.bank.layers}
     suspects = [i for i in sizes if broken is None or i <= broken] or list(sizes)
     layer = max(suspects, key=sizes.__getitem__)
@@ -55,7 +55,7 @@ def _real(bad: Tensor, inputs: Mapping[str, Any]) -> bool:
     return bool(bad.any())
 
 
-def _first_bad_layer(steering: Steering, inputs: Mapping[str, Any]) -> int | None:
+def _first_bad_layer(steering: Installed, inputs: Mapping[str, Any]) -> int | None:
     again = _without_cache(inputs)
     found: list[int] = []
 

@@ -19,7 +19,7 @@ from .ops import native_steer, reference_steer
 from .ops.standing import standing
 
 if TYPE_CHECKING:
-    from .steer import Steering
+    from ._installed import Installed
 
 
 class _Unmovable:
@@ -35,7 +35,7 @@ class _Unmovable:
 class LayerSlot(_Unmovable, Slot):
     """A steered layer: its own forward, then the operation. Calls are `csrc/slot.cpp`."""
 
-    def __init__(self, steering: Steering, index: int, layer: nn.Module, backend: str):
+    def __init__(self, steering: Installed, index: int, layer: nn.Module, backend: str):
         super().__init__(layer.forward, self.steer, steering.passes)
         functools.update_wrapper(self, layer.forward)
         self.steering, self.index, self.layer, self.backend = steering, index, layer, backend
@@ -134,7 +134,7 @@ set_traced_call(LayerSlot, _traced_call)
 class DecoderSlot(_Unmovable):
     """The decoder's forward: places the tokens first, checks afterwards that every slot ran."""
 
-    def __init__(self, steering: Steering, original: Callable):
+    def __init__(self, steering: Installed, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.names = tuple(inspect.signature(original).parameters)
@@ -186,7 +186,7 @@ class FoldedDecoderSlot(_Unmovable):
     The first pass also looks whether the steered layers run at all.
     """
 
-    def __init__(self, steering: Steering, original: Callable):
+    def __init__(self, steering: Installed, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.names = tuple(inspect.signature(original).parameters)
@@ -229,7 +229,7 @@ def _require_ran(idle: list[int]) -> None:
         )
 
 
-def _require_finite(steering: Steering, output: Any, inputs: dict[str, Any]) -> None:
+def _require_finite(steering: Installed, output: Any, inputs: dict[str, Any]) -> None:
     hidden = getattr(output, "last_hidden_state", None)
     hidden = output[0] if hidden is None else hidden
     if all_finite(hidden) is False:
@@ -246,7 +246,7 @@ class OpenPass:
 
     __slots__ = ("steering", "here", "outer", "chosen", "shape", "serial", "ran")
 
-    def __init__(self, steering: Steering, chosen: Tensor | bool, shape: tuple[int, int]):
+    def __init__(self, steering: Installed, chosen: Tensor | bool, shape: tuple[int, int]):
         self.steering, self.chosen, self.shape = steering, chosen, shape
         self.here = steering.current
         self.outer, self.here.opened = self.here.opened, self
@@ -276,7 +276,7 @@ class OpenPass:
 class GenerateSlot(_Unmovable):
     """``generate``: remembers the prompt, so that later passes know which tokens are new."""
 
-    def __init__(self, steering: Steering, original: Callable):
+    def __init__(self, steering: Installed, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.off = False
