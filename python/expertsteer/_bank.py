@@ -103,6 +103,14 @@ class Bank:
         self.experts, self.strength = dict(experts), strength
         self._refill()
 
+    def snapshot(self) -> tuple:
+        """What `restore` takes back."""
+        return self.experts, self.strength, self.rows, self.factors
+
+    def restore(self, snapshot: tuple) -> None:
+        self.experts, self.strength, self.rows, self.factors = snapshot
+        self._refill()
+
     def buffers(self, layer: int, device: torch.device, wide: torch.dtype) -> Buffers:
         """What the slot of ``layer`` reads for states on ``device``; always the same tensors."""
         key = layer, device, wide

@@ -76,8 +76,17 @@ class Installed:
         compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
         self.regional = any(call is not None for call in compiled)
 
-    def filled(self) -> None:
-        """What follows a change of the bank's contents."""
+    def filled(self, before: tuple | None = None) -> None:
+        """What follows a change of the bank's contents; a refusal goes back to a snapshot."""
+        try:
+            self._fill()
+        except ValueError:
+            if before is not None:
+                self.bank.restore(before)
+                self._fill()
+            raise
+
+    def _fill(self) -> None:
         self.silent = self.bank.silent
         for layer, fold in self.folds.items():
             fold.write(self.bank.displacement(layer))

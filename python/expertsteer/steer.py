@@ -149,15 +149,16 @@ class Steering(Installed):
         experts = self.bank.experts if vectors is None else self._others(vectors)
         slots = not (positions is None or (isinstance(positions, str) and positions == "all"))
         self._require_slots(slots)
+        before = self.bank.snapshot()
         self.bank.fill(experts, self.strength if strength is None else float(strength))
         self._leave_fold(slots)
+        self.filled(before)
         if positions is not None:
             self.positions = positions
             self.traced.set_positions(positions)
         if prompt_length is not _KEEP:
             self.prompt_length = prompt_length
             self.traced.set_prompt(prompt_length)
-        self.filled()
         return self
 
     def set_rows(
