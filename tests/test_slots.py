@@ -337,6 +337,25 @@ def test_a_strength_beyond_the_type_is_told_with_the_layer(mode):
         assert torch.equal(logits(model, ids), before)
 
 
+@pytest.mark.parametrize("mode", ["fold", "slot"])
+def test_what_a_device_does_not_tell_at_once_is_told_later(mode, monkeypatch):
+    """As on a GPU, where looking at every pass would wait for it."""
+    monkeypatch.setattr("expertsteer._slots.all_finite", lambda hidden: None)
+    model, ids = llama().to(torch.float16), tokens()
+    one = torch.linspace(-1, 1, WIDTH)
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 3}
+    with es.attach(model, es.SteeringVectors({1: one, 2: one}), mode=mode) as steering:
+        model.generate(ids, **options)
+        steering.set(strength=5e4)
+        with pytest.raises(RuntimeError, match="not finite at strength 50000.*layer 1, adds"):
+            model.generate(ids, **options)
+        logits(model, ids)
+        with pytest.raises(RuntimeError, match="not finite at strength 50000"):
+            steering.set(strength=1.0)
+        steering.set(strength=1.0)
+        model.generate(ids, **options)
+
+
 def test_a_model_that_is_not_finite_by_itself_is_left_alone():
     model = llama()
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._bank import Bank
+from ._diagnosis import Watched
 from ._entry import Passes
 from ._folding import Fold
 from ._positions import Positions, Prompt
@@ -47,6 +48,7 @@ class Installed:
         device = next((p.device for p in model.parameters() if p.device.type != "meta"), "cpu")
         self.traced = TracedPositions(torch.device(device))
         self.silent, self.watch, self.regional = True, True, False
+        self.watched = Watched()
         self.checkpointed = [decoder.decoder, *decoder.layers]
         self._restore: list[tuple[nn.Module, str, Any, Any]] = []
         self.positions: Positions = "all"
@@ -64,6 +66,7 @@ class Installed:
             self.folds[layer] = Fold(self.model, layer, self.decoder.layers_path)
         decoder = self.decoder.decoder
         self._replace(decoder, "forward", FoldedDecoderSlot(self, decoder.forward))
+        self._replace_generate()
 
     def _install_slots(self) -> None:
         layers, decoder = self.decoder.layers, self.decoder.decoder
@@ -71,10 +74,13 @@ class Installed:
         for slot in self.slots.values():
             self._replace(slot.layer, "forward", slot)
         self._replace(decoder, "forward", DecoderSlot(self, decoder.forward))
-        if hasattr(self.model, "generate"):
-            self._replace(self.model, "generate", GenerateSlot(self, self.model.generate))
+        self._replace_generate()
         compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
         self.regional = any(call is not None for call in compiled)
+
+    def _replace_generate(self) -> None:
+        if hasattr(self.model, "generate"):
+            self._replace(self.model, "generate", GenerateSlot(self, self.model.generate))
 
     def filled(self, before: tuple | None = None) -> None:
         """What follows a change of the bank's contents; a refusal goes back to a snapshot."""

@@ -232,8 +232,11 @@ def _require_ran(idle: list[int]) -> None:
 def _require_finite(steering: Installed, output: Any, inputs: dict[str, Any]) -> None:
     hidden = getattr(output, "last_hidden_state", None)
     hidden = output[0] if hidden is None else hidden
-    if all_finite(hidden) is False:
+    finite = all_finite(hidden)
+    if finite is False:
         steering.diagnose(hidden, inputs)
+    elif finite is None:
+        steering.watched.add(hidden)
 
 
 class OpenPass:
@@ -289,7 +292,9 @@ class GenerateSlot(_Unmovable):
         outer, here.prompt = here.prompt, Prompt.of_generate(steering.model, args, kwargs)
         steering.traced.set_prompt(here.prompt.length, here.prompt.mask)
         try:
-            return self.original(*args, **kwargs)
+            output = self.original(*args, **kwargs)
         finally:
             here.prompt = outer
             steering.traced.set_prompt(steering.prompt_length)
+        steering.watched.require_finite(steering.bank)
+        return output

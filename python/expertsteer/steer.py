@@ -137,9 +137,11 @@ class Steering(Installed):
             ValueError: a strength that is not finite, unknown positions, other layers, a
                 negative prompt length; positions that ``mode="fold"`` cannot serve. Nothing is
                 changed then.
-            RuntimeError: after ``detach``.
+            RuntimeError: after ``detach``; states on a GPU that were not finite since the last
+                change.
         """
         self._require_attached()
+        self.watched.require_finite(self.bank)
         if strength is not None and not abs(float(strength)) < float("inf"):
             raise ValueError(f"strength must be a finite number, came {strength}")
         if positions is not None:
