@@ -75,6 +75,7 @@ class Bank:
         self.strength = 0.0
         self.rows, self.factors = self._everyone()
         self._buffers: dict[tuple[int, torch.device, torch.dtype], Buffers] = {}
+        self._replaced: list[Tensor] = []
 
     @property
     def sequences(self) -> int:
@@ -180,7 +181,11 @@ class Bank:
                 require_finite(f"strength * scale * vector at layer {layer}", added)
 
     def _refill(self) -> None:
-        """Write every buffer again, in place where the shapes are the same."""
+        """Write every buffer again, in place where the shapes are the same.
+
+        What is replaced lives until the next change: a slot of another thread may be reading it.
+        """
+        replaced = []
         with torch.inference_mode(False), torch.no_grad():
             for (layer, device, wide), kept in self._buffers.items():
                 for name, value in vars(self._contents(layer, wide)).items():
@@ -190,7 +195,9 @@ class Bank:
                     if old.shape == value.shape:
                         old.copy_(value)
                     else:
+                        replaced.append(old)
                         setattr(kept, name, value.to(device))
+        self._replaced = replaced
 
     def _contents(self, layer: int, wide: torch.dtype) -> Buffers:
         from .ops.reference_steer import inverse_norms
