@@ -54,6 +54,19 @@ def times_rows(a: Tensor, b: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a.contiguous(), b, None, "none", [], "")
 
 
+def gram(a: Tensor) -> Tensor:
+    """``a a^T`` of ``[n, k]`` in any layout, on any device."""
+    if a.device.type != "cpu" or not onednn_serves(a.dtype):
+        return a @ a.mT
+    n = len(a)
+    out, panels = a.new_empty(n, n), max(1, min(PANELS, 2 * n // PANEL))
+    for p in range(panels):
+        first, stop = p * n // panels, (p + 1) * n // panels
+        out[first:, first:stop] = times_rows(a[first:], a[first:stop])
+        out[first:stop, stop:] = out[stop:, first:stop].mT
+    return out
+
+
 def symmetric_lower(a: Tensor, b: Tensor, out: Tensor) -> None:
     """The lower triangle of ``a b^T``, known to be symmetric, of contiguous ``[n, k]``.
 
