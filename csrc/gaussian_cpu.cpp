@@ -75,7 +75,8 @@ EXPERTSTEER_INLINE void minus_square(const float* transposed, std::int64_t strid
     for (int c = Skip; c < 2; ++c) registers(matrix + (First + i) * kFixed)[c] = sums[i][c - Skip];
 }
 
-// Takes `scale` times row k from the rows [first, stop), from register `Skip` on.
+// Takes row k, by its own entries over the pivot, from the rows [first, stop): from register `Skip`
+// on.
 template <int Skip>
 EXPERTSTEER_INLINE void take_from_rows(float* matrix, int k, int first, int stop, float inverse) {
   float* own = matrix + k * kFixed;
