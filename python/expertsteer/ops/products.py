@@ -18,6 +18,7 @@ from torch import Tensor
 
 PANEL = 200  # rows below which a panel of a symmetric product is not worth cutting off
 PANELS = 4
+GRAM_PANEL = 128  # columns: whole registers
 
 
 def onednn_serves(dtype: torch.dtype) -> bool:
@@ -59,9 +60,9 @@ def gram(a: Tensor) -> Tensor:
     if a.device.type != "cpu" or not onednn_serves(a.dtype):
         return a @ a.mT
     n = len(a)
-    out, panels = a.new_empty(n, n), max(1, min(PANELS, 2 * n // PANEL))
-    for p in range(panels):
-        first, stop = p * n // panels, (p + 1) * n // panels
+    out = a.new_empty(n, n)
+    for first in range(0, n, GRAM_PANEL):
+        stop = min(n, first + GRAM_PANEL)
         out[first:, first:stop] = times_rows(a[first:], a[first:stop])
         out[first:stop, stop:] = out[stop:, first:stop].mT
     return out
