@@ -8,7 +8,7 @@
 
 // One source, several instruction sets, as in steer_cpu.cpp.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define EXPERTSTEER_CLONES __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define EXPERTSTEER_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define EXPERTSTEER_CLONES
 #endif
