@@ -9,9 +9,9 @@ Llamas of 16 layers with random weights, single precision, prompt of 16 tokens. 
 run on the same weights, in rounds whose order rotates; figures are medians over the rounds of what
 they add to the unsteered call of the same round, or of their ratio to it, with the 95 % interval of
 that median in brackets. Before any is timed, logits and tokens are compared with those of a plain
-hook. *0 layers* is a steering attached to all of them, at strength 0. The first two tables leave the
-products of the layers out, so that what is put around them is all there is to time; in a real step
-it runs on caches that the weights have just passed through, and costs more.
+hook. *0 layers* is a steering attached to all of them, at strength 0. The first two tables leave
+the products of the layers out, so that what is put around them is all there is to time; in a real
+step it runs on caches that the weights have just passed through, and costs more.
 """
 
 

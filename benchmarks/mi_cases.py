@@ -7,7 +7,7 @@ from scipy.special import digamma
 
 from expertsteer import _gaussian, _ksg, ops
 from expertsteer._layers import Layers
-from expertsteer._projection import BLOCK, depth
+from expertsteer._projection import BLOCK, depth, gram_serves
 from expertsteer.ops import reference_mi
 
 COMPONENTS = 32
@@ -53,9 +53,17 @@ def project_sklearn(side, r=COMPONENTS):
 
 
 def projection_operations(layers, n, d, r=COMPONENTS):
-    """Floating-point operations of the products in `project`."""
-    vectors = BLOCK * (2 * depth(r) + 1) + r
-    return layers * 2 * 2 * d * (n / 2 * vectors + BLOCK * depth(r) * r)
+    """Floating-point operations of the large products in `project`, none of them twice.
+
+    Per half: a symmetric product of its rows, or the narrow ones of the Krylov space, and the
+    turn of that space; the axes; the codes of the other half.
+    """
+    rows, vectors = n // 2, BLOCK * depth(r)
+    if gram_serves(rows, d, r):
+        half = d * rows * rows + 2 * d * r * (rows + r)  # half of a symmetric product is enough
+    else:
+        half = 2 * d * (rows * BLOCK * (2 * depth(r) + 1) + vectors * r)
+    return 2 * layers * (half + 2 * d * r * rows)
 
 
 def pairs(x, y):

@@ -147,6 +147,17 @@ PYBIND11_MODULE(_C, m) {
         py::call_guard<py::gil_scoped_release>());
 
   m.def(
+      "whiten_cpu",
+      [](std::uintptr_t codes, std::int64_t layers, std::int64_t n, std::int64_t r,
+         std::uintptr_t whitened, int threads) {
+        const expertsteer::Whiten args{at<const double>(codes), layers, n, r, at<float>(whitened)};
+        py::gil_scoped_release release;
+        return expertsteer::whiten_cpu(args, threads);
+      },
+      py::arg("codes"), py::arg("layers"), py::arg("n"), py::arg("r"), py::arg("whitened"),
+      py::arg("threads"));
+
+  m.def(
       "log_determinants_cpu",
       [](std::uintptr_t product, std::int64_t rows, std::int64_t columns, std::int64_t r,
          std::int64_t s, std::uintptr_t nats, std::uintptr_t smallest, int threads) {

@@ -7,6 +7,15 @@
 
 namespace expertsteer {
 
+struct Whiten {
+  const double* codes;  // [layers, n, r], row-major
+  std::int64_t layers, n, r;
+  float* whitened;  // [layers, r, n], centred, orthonormal along n; undefined where it failed
+};
+
+// Whether every covariance had a Cholesky factor.
+bool whiten_cpu(const Whiten& args, int threads);
+
 struct LogDeterminants {
   // [columns * s, rows * r], row-major: block (b, a) is the transposed correlation of layers a and
   // b.

@@ -10,7 +10,7 @@
 
 // One source, several instruction sets, as in steer_cpu.cpp.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define EXPERTSTEER_CLONES __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define EXPERTSTEER_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #define EXPERTSTEER_INLINE inline __attribute__((always_inline))
 #else
 #define EXPERTSTEER_CLONES

@@ -252,3 +252,14 @@ def test_components_are_orthonormal_and_hold_the_variance(rows, width, rank):
     held = (centred @ axes.mT).double().square().sum(dim=0)
     assert float(held.sum()) > 0.995 * float(best.sum())
     assert bool((held[:-1] > held[1:] * 0.98).all())  # the largest first
+
+
+@pytest.mark.parametrize("decay", [0.97, 0.75])  # 0.75: the 32nd variance is 2e-8 of the first
+@pytest.mark.parametrize(("rows", "width"), [(300, 700), (301, 300), (900, 1000)])
+def test_components_of_steep_spectra_are_each_found(decay, rows, width):
+    scales = decay ** torch.arange(250).double()
+    left, right = (torch.linalg.qr(torch.randn(m, 250).double()).Q for m in (rows, width))
+    axes = components((left * scales @ right.mT).float(), torch.zeros(width), 32, "layer").double()
+    torch.testing.assert_close(axes @ axes.mT, torch.eye(32).double(), rtol=0, atol=1e-5)
+    kept = (axes @ right[:, :32]).square().sum(dim=0)  # of every true axis
+    assert float(kept.min()) > 0.99

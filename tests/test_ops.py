@@ -191,7 +191,7 @@ def test_agop_is_the_gram_matrix_of_gradients_by_autograd():
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
-@pytest.mark.parametrize(("r", "s"), [(1, 1), (3, 5), (5, 3), (17, 17), (32, 32)])
+@pytest.mark.parametrize(("r", "s"), [(1, 1), (3, 5), (5, 3), (17, 17), (32, 32), (45, 32)])
 def test_every_backend_gives_the_same_gaussian_information(r, s, backend):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 200, r, generator=generator, dtype=torch.float64)
@@ -205,6 +205,41 @@ def test_every_backend_gives_the_same_gaussian_information(r, s, backend):
     assert float(got[2, 3]) > 17 * shared < float(expected[2, 3])  # where rounding sets the value
     got[2, 3] = expected[2, 3] = 0
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "n", "r"), [(1, 3, 1), (3, 64, 7), (2, 65, 17), (4, 500, 32), (5, 6600, 33)]
+)
+def test_native_whitening_is_the_double_precision_one_rounded(layers, n, r):
+    mixed = torch.randn(layers, n, r).double() @ torch.randn(layers, r, r).double()
+    codes = 5 + mixed * torch.logspace(-4, 4, r).double()
+    expected = reference.whiten(codes).mT
+    assert float((native.whiten(codes) - expected).abs().max()) < 1e-6
+    assert torch.equal(native.whiten(codes.mT.contiguous().mT), native.whiten(codes))
+
+
+def test_dependent_components_are_refused_by_every_backend():
+    x = torch.randn(3, 40, 4).double()
+    x[1, :, 2] = 0
+    assert native.whiten(x) is None
+    for pair in ((x, x[:1]), (x[:1], x[..., :2]), (x[:1, :, :2], x)):
+        for backend in ("native", "torch", "reference"):
+            if all(bool((side.std(dim=1) > 0).all()) for side in pair):
+                assert bool(ops.gaussian_information(*pair, backend=backend).isfinite().all())
+                continue
+            with pytest.raises(ValueError, match=r"components of layers \[1\]"):
+                ops.gaussian_information(*pair, backend=backend)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 3), (7, 5), (199, 40), (501, 333)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram_matrices_are_symmetric_products(n, k, dtype):
+    rows = torch.randn(n, k, dtype=dtype)
+    exact = rows.double() @ rows.double().mT
+    for found in (products.gram(rows), products.gram(rows.mT.contiguous().mT)):
+        torch.testing.assert_close(
+            found.double(), exact, rtol=1e-5, atol=k * torch.finfo(dtype).eps * 9
+        )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import gc
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -319,14 +321,39 @@ def test_a_wrapper_of_ours_sees_the_original_after_detaching():
 
 @pytest.mark.parametrize("mode", ["fold", "slot"])
 def test_a_strength_beyond_the_type_is_told_with_the_layer(mode):
-    model = llama().to(torch.float16)
-    with es.attach(model, vectors(), strength=1.0, mode=mode) as steering:
-        logits(model, tokens())
-        with pytest.raises((RuntimeError, ValueError), match="layer 1|layer 2"):
-            steering.set(strength=2e4)
-            logits(model, tokens())
-        steering.set(strength=0.5)
-        assert bool(torch.isfinite(logits(model, tokens())).all())
+    model, ids = llama().to(torch.float16), tokens()
+    one = torch.linspace(-1, 1, WIDTH)
+    with es.attach(model, es.SteeringVectors({1: one, 2: one}), mode=mode) as steering:
+        before = logits(model, ids)
+        if mode == "fold":  # the biases themselves would not be finite
+            with pytest.raises(ValueError, match=r"layer \d: the bias would not be finite"):
+                steering.set(strength=1e5)
+            assert steering.strength == 1.0 and torch.equal(logits(model, ids), before)
+        steering.set(strength=5e4)  # twice that is beyond the type
+        message = "strength 50000 makes the states not finite from layer 2 on.* at layer 1, adds"
+        with pytest.raises(RuntimeError, match=message):
+            logits(model, ids)
+        steering.set(strength=1.0)
+        assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("mode", ["fold", "slot"])
+def test_what_a_device_does_not_tell_at_once_is_told_later(mode, monkeypatch):
+    """As on a GPU, where looking at every pass would wait for it."""
+    monkeypatch.setattr("expertsteer._slots.all_finite", lambda hidden: None)
+    model, ids = llama().to(torch.float16), tokens()
+    one = torch.linspace(-1, 1, WIDTH)
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 3}
+    with es.attach(model, es.SteeringVectors({1: one, 2: one}), mode=mode) as steering:
+        model.generate(ids, **options)
+        steering.set(strength=5e4)
+        with pytest.raises(RuntimeError, match="not finite at strength 50000.*layer 1, adds"):
+            model.generate(ids, **options)
+        logits(model, ids)
+        with pytest.raises(RuntimeError, match="not finite at strength 50000"):
+            steering.set(strength=1.0)
+        steering.set(strength=1.0)
+        model.generate(ids, **options)
 
 
 def test_a_model_that_is_not_finite_by_itself_is_left_alone():
@@ -402,6 +429,20 @@ def test_what_is_not_one_vector_everywhere_is_not_folded():
             with pytest.raises(ValueError, match="cannot be folded into the weights: only"):
                 steering.fold()
             assert steering.attached and torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+@pytest.mark.parametrize("mode", ["fold", "slot"])
+def test_a_dropped_model_is_freed(mode, detached):
+    model = llama()
+    steering = es.attach(model, vectors(), mode=mode)
+    logits(model, tokens())
+    gone = [weakref.ref(model), weakref.ref(steering)]
+    if detached:
+        steering.detach()
+    del model, steering
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
 
 
 def test_states_of_any_layout_are_steered():

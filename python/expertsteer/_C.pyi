@@ -67,6 +67,7 @@ def ksg_counts_cpu(
     variant: int,
     threads: int,
 ) -> None: ...
+def whiten_cpu(codes: int, layers: int, n: int, r: int, whitened: int, threads: int) -> bool: ...
 def log_determinants_cpu(
     product: int,
     rows: int,

@@ -76,6 +76,7 @@ class Bank:
         self.rows, self.factors = self._everyone()
         self.sequences = 1  # for how many rows are given; 1 serves any number
         self._buffers: dict[tuple[int, torch.device, torch.dtype], Buffers] = {}
+        self._replaced: list[Tensor] = []
 
     @property
     def silent(self) -> bool:
@@ -97,6 +98,14 @@ class Bank:
         """Other vectors for the same names and layers, another strength; nothing when it raises."""
         self._check(experts, strength, self.factors)
         self.experts, self.strength = dict(experts), strength
+        self._refill()
+
+    def snapshot(self) -> tuple:
+        """What `restore` takes back."""
+        return self.experts, self.strength, self.rows, self.factors
+
+    def restore(self, snapshot: tuple) -> None:
+        self.experts, self.strength, self.rows, self.factors = snapshot
         self._refill()
 
     def buffers(self, layer: int, device: torch.device, wide: torch.dtype) -> Buffers:
@@ -177,7 +186,10 @@ class Bank:
         return alike if self.operation == "clamp" else alike | {"strengths": kept.strengths}
 
     def _refill(self) -> None:
-        """Write every buffer again, in place where the shapes are the same."""
+        """Write every buffer again, in place where the shapes are the same.
+
+        What is replaced lives until the next change: a slot of another thread may be reading it.
+        """
         moved: dict[int, tuple[Tensor, Tensor]] = {}  # what layers share they go on sharing
         with torch.inference_mode(False), torch.no_grad():
             for (layer, device, wide), kept in self._buffers.items():
@@ -190,6 +202,7 @@ class Bank:
                     else:
                         moved.setdefault(id(old), (old, value.to(device)))
                         setattr(kept, name, moved[id(old)][1])
+        self._replaced = [old for old, _ in moved.values()]
 
     def _contents(self, layer: int, wide: torch.dtype) -> Buffers:
         from .ops.reference_steer import inverse_norms

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .steer import Steering
+    from ._bank import Bank
+    from ._installed import Installed
 
 
-def diagnose(steering: Steering, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+class Watched:
+    """Whether states on a device were finite, asked once and not at every pass.
+
+    Looking at a state on a GPU waits for it. So the answers are gathered there, and read where
+    ``generate`` ends or something is set.
+    """
+
+    def __init__(self) -> None:
+        self._finite: Tensor | None = None
+
+    def add(self, hidden: Any) -> None:
+        """Take note of one pass."""
+        if not isinstance(hidden, Tensor) or hidden.device.type == "meta":
+            return
+        if hidden.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # a graph that is replayed would keep the answer of its capture
+        finite = torch.isfinite(hidden[:, -1]).all()
+        known = self._finite is not None and self._finite.device == finite.device
+        self._finite = finite & self._finite if known else finite
+
+    def require_finite(self, bank: Bank) -> None:
+        """Read the answers and forget them.
+
+        Raises:
+            RuntimeError: a state was not finite; with the layer of the largest vector.
+        """
+        finite, self._finite = self._finite, None
+        if finite is not None and not bool(finite):
+            layer, size = _largest(bank, bank.layers)
+            raise RuntimeError(
+                f"states were not finite at strength {bank.strength:g}; the largest vector, at "
+                f"layer {layer}, adds a norm of {size:.3g}; lower the strength, load the model in "
+                "a wider type, or look whether it is finite unsteered"
+            )
+
+
+def _largest(bank: Bank, layers: Sequence[int]) -> tuple[int, float]:
+    sizes = {i: float(bank.displacement(i).norm()) for i in layers}
+    layer = max(sizes, key=sizes.__getitem__)
+    return layer, sizes[layer]
+
+
+def diagnose(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
     """Run the pass again without its cache, steered and not, and look at every layer.
 
     Raises:
@@ -35,14 +78,14 @@ def diagnose(steering: Steering, hidden: Tensor, inputs: Mapping[str, Any]) -> N
     _raise(steering, broken, hidden.dtype)
 
 
-def _raise(steering: Steering, broken: int | None, dtype: torch.dtype) -> None:
-    sizes = {i: float(steering.bank.displacement(i).norm()) for i in steering.bank.layers}
-    suspects = [i for i in sizes if broken is None or i <= broken] or list(sizes)
-    layer = max(suspects, key=sizes.__getitem__)
+def _raise(steering: Installed, broken: int | None, dtype: torch.dtype) -> None:
+    bank = steering.bank
+    before = [i for i in bank.layers if broken is None or i <= broken] or bank.layers
+    layer, size = _largest(bank, before)
     where = "" if broken is None else f" from layer {broken} on"
     raise RuntimeError(
-        f"strength {steering.strength:g} makes the states not finite{where}: the largest vector "
-        f"up to there, at layer {layer}, adds a norm of {sizes[layer]:.3g} in {dtype}, which holds "
+        f"strength {bank.strength:g} makes the states not finite{where}: the largest vector "
+        f"up to there, at layer {layer}, adds a norm of {size:.3g} in {dtype}, which holds "
         f"up to {torch.finfo(dtype).max:.3g}; lower the strength, or load the model in a wider type"
     )
 
@@ -55,7 +98,7 @@ def _real(bad: Tensor, inputs: Mapping[str, Any]) -> bool:
     return bool(bad.any())
 
 
-def _first_bad_layer(steering: Steering, inputs: Mapping[str, Any]) -> int | None:
+def _first_bad_layer(steering: Installed, inputs: Mapping[str, Any]) -> int | None:
     again = _without_cache(inputs)
     found: list[int] = []
 

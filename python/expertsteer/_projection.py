@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .ops.products import times_rows
+from .ops.products import gram, times_rows
 
 BLOCK = 16  # vectors per product: one full register row, so skinny products run near full speed
+STEEP = 256  # roundings of the largest variance that the smallest one kept must exceed in a Gram
 
 
 def depth(r: int) -> int:
@@ -15,13 +18,23 @@ def depth(r: int) -> int:
     return max(3, -(-3 * r // BLOCK))
 
 
+def gram_serves(rows: int, width: int, r: int) -> bool:
+    """Whether one large product ``fit fit^T`` costs less than the narrow ones it replaces.
+
+    A symmetric product of twice their operations takes about as long as they do.
+    """
+    return rows <= min(width, 4 * BLOCK * (2 * depth(r) + 1))
+
+
 def components(fit: Tensor, mean: Tensor, r: int, name: str) -> Tensor:
     """Principal axes ``[r, d]`` (orthonormal rows, the largest first) of centred rows ``fit``.
 
-    A narrow layer, or one with few rows, is solved exactly on its smaller side. Else the axes come
-    from a randomised block Krylov space (Musco and Musco 2015), which every product with the rows
-    enlarges: nearer to the exact axes than subspace iteration of the same cost. Whatever it misses
-    costs a little information and adds no bias: the estimate holds for the components found.
+    A narrow layer, or one with very few rows, is solved exactly on its smaller side. Else the axes
+    come from a randomised block Krylov space (Musco and Musco 2015): nearer to the exact axes than
+    subspace iteration of the same cost. Whatever it misses costs a little information and adds no
+    bias: the estimate holds for the components found. With up to some hundred rows the space is
+    built from their Gram matrix, which needs the rows no more than three times; with more of them,
+    or where rounding in that matrix would hide the smaller components, from the rows themselves.
 
     Args:
         fit: ``[m, d]``, column means zero.
@@ -34,13 +47,14 @@ def components(fit: Tensor, mean: Tensor, r: int, name: str) -> Tensor:
     rows, width = fit.shape
     few = 2 * BLOCK * depth(r)
     if rows <= width and rows <= few:
-        gram, side = fit.double() @ fit.double().mT, fit
+        small, side = fit.double() @ fit.double().mT, fit
     elif width <= few:
-        gram, side = fit.double().mT @ fit.double(), None
+        small, side = fit.double().mT @ fit.double(), None
     else:
-        side = _krylov(fit, depth(r))  # [BLOCK depth, d]
-        gram = side.double() @ side.double().mT
-    values, vectors = torch.linalg.eigh(gram)  # ascending
+        side = _through_gram(fit, r) if gram_serves(rows, width, r) else None
+        side = _krylov_images(fit, depth(r)) if side is None else side
+        small = side.double() @ side.double().mT
+    values, vectors = torch.linalg.eigh(small)  # ascending
     values, vectors = values[-r:].flip(0), vectors[:, -r:].flip(1)
     eps = torch.finfo(fit.dtype).eps
     none = max(eps**2 * rows * float(values[0]), (2 * eps) ** 2 * rows * float(mean @ mean))
@@ -55,21 +69,47 @@ def components(fit: Tensor, mean: Tensor, r: int, name: str) -> Tensor:
     return times_rows((vectors / values.sqrt()).mT.to(fit.dtype), side.mT)
 
 
-def _krylov(fit: Tensor, blocks: int) -> Tensor:
-    """``Q^T fit`` for an orthonormal basis Q of the space of ``fit g, (fit fit^T) fit g, ...``."""
-    rows, width = fit.shape
+def _through_gram(fit: Tensor, r: int) -> Tensor | None:
+    """``V^T fit [r, d]`` for the r leading left singular vectors V that the Krylov space holds.
+
+    None where they are too unequal for a Gram matrix, which squares their ratio.
+    """
+    square = gram(fit)
+    basis = _krylov(lambda q: times_rows(square, q).mT, fit, depth(r))
+    values, vectors = torch.linalg.eigh(times_rows(basis, times_rows(basis, square)))
+    if not values[-r] > STEEP * torch.finfo(fit.dtype).eps * values[-1]:
+        return None
+    return times_rows(vectors[:, -r:].mT @ basis, fit.mT)
+
+
+def _krylov_images(fit: Tensor, blocks: int) -> Tensor:
+    """``Q^T fit [BLOCK blocks, d]`` for a basis Q of the Krylov space, without a Gram matrix."""
+    images: list[Tensor] = []
+
+    def step(q: Tensor) -> Tensor:
+        images.append(times_rows(q, fit.mT))
+        return times_rows(fit, images[-1]).mT
+
+    basis = _krylov(step, fit, blocks)
+    images.append(times_rows(basis[-BLOCK:], fit.mT))
+    return torch.cat(images[1:])  # the first is the random start's
+
+
+def _krylov(step: Callable[[Tensor], Tensor], fit: Tensor, blocks: int) -> Tensor:
+    """Orthonormal rows ``[BLOCK blocks, m]`` that span ``G g, G^2 g, ...``.
+
+    Args:
+        step: ``q [BLOCK, m]`` to ``q G`` for ``G = fit fit^T``.
+    """
     generator = torch.Generator().manual_seed(0)
-    image = times_rows(torch.randn(BLOCK, rows, generator=generator).to(fit), fit.mT)
-    basis, images = fit.new_empty(blocks * BLOCK, rows), fit.new_empty(blocks * BLOCK, width)
+    block = torch.randn(BLOCK, len(fit), generator=generator).to(fit)
+    basis = fit.new_empty(blocks * BLOCK, len(fit))
     for first in range(0, blocks * BLOCK, BLOCK):
-        block = slice(first, first + BLOCK)
-        new, before = times_rows(fit, image).mT, basis[:first]
-        for _ in range(2):  # once leaves what rounding put back
-            new -= (new @ before.mT) @ before
-        basis[block] = torch.linalg.qr(new.mT).Q.mT
-        image = times_rows(basis[block], fit.mT)
-        images[block] = image
-    return images
+        new, before = step(block), basis[:first]
+        for _ in range(2 if first else 0):  # once leaves what rounding put back
+            new = torch.addmm(new, new @ before.mT, before, alpha=-1)
+        block = basis[first : first + BLOCK] = torch.linalg.qr(new.mT).Q.mT
+    return basis
 
 
 def centre(rows: Tensor) -> tuple[Tensor, Tensor]:

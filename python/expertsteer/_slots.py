@@ -19,7 +19,7 @@ from .ops import native_steer, reference_steer
 from .ops.standing import standing
 
 if TYPE_CHECKING:
-    from .steer import Steering
+    from ._installed import Installed
 
 
 class _Unmovable:
@@ -35,7 +35,7 @@ class _Unmovable:
 class LayerSlot(_Unmovable, Slot):
     """A steered layer: its own forward, then the operation. Calls are `csrc/slot.cpp`."""
 
-    def __init__(self, steering: Steering, index: int, layer: nn.Module, backend: str):
+    def __init__(self, steering: Installed, index: int, layer: nn.Module, backend: str):
         super().__init__(layer.forward, self.steer, steering.passes)
         functools.update_wrapper(self, layer.forward)
         self.steering, self.index, self.layer, self.backend = steering, index, layer, backend
@@ -136,7 +136,7 @@ set_traced_call(LayerSlot, _traced_call)
 class DecoderSlot(_Unmovable):
     """The decoder's forward: places the tokens first, checks afterwards that every slot ran."""
 
-    def __init__(self, steering: Steering, original: Callable):
+    def __init__(self, steering: Installed, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.names = tuple(inspect.signature(original).parameters)
@@ -188,7 +188,7 @@ class FoldedDecoderSlot(_Unmovable):
     The first pass also looks whether the steered layers run at all.
     """
 
-    def __init__(self, steering: Steering, original: Callable):
+    def __init__(self, steering: Installed, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.names = tuple(inspect.signature(original).parameters)
@@ -231,11 +231,14 @@ def _require_ran(idle: list[int]) -> None:
         )
 
 
-def _require_finite(steering: Steering, output: Any, inputs: dict[str, Any]) -> None:
+def _require_finite(steering: Installed, output: Any, inputs: dict[str, Any]) -> None:
     hidden = getattr(output, "last_hidden_state", None)
     hidden = output[0] if hidden is None else hidden
-    if all_finite(hidden) is False:
+    finite = all_finite(hidden)
+    if finite is False:
         steering.diagnose(hidden, inputs)
+    elif finite is None:
+        steering.watched.add(hidden)
 
 
 class OpenPass:
@@ -248,7 +251,7 @@ class OpenPass:
 
     __slots__ = ("steering", "here", "outer", "chosen", "shape", "serial", "ran")
 
-    def __init__(self, steering: Steering, chosen: Tensor | bool, shape: tuple[int, int]):
+    def __init__(self, steering: Installed, chosen: Tensor | bool, shape: tuple[int, int]):
         self.steering, self.chosen, self.shape = steering, chosen, shape
         self.here = steering.current
         self.outer, self.here.opened = self.here.opened, self
@@ -278,7 +281,7 @@ class OpenPass:
 class GenerateSlot(_Unmovable):
     """``generate``: remembers the prompt, so that later passes know which tokens are new."""
 
-    def __init__(self, steering: Steering, original: Callable):
+    def __init__(self, steering: Installed, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.off = False
@@ -291,7 +294,9 @@ class GenerateSlot(_Unmovable):
         outer, here.prompt = here.prompt, Prompt.of_generate(steering.model, args, kwargs)
         steering.traced.set_prompt(here.prompt.length, here.prompt.mask)
         try:
-            return self.original(*args, **kwargs)
+            output = self.original(*args, **kwargs)
         finally:
             here.prompt = outer
             steering.traced.set_prompt(steering.prompt_length)
+        steering.watched.require_finite(steering.bank)
+        return output

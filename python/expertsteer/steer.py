@@ -8,27 +8,22 @@ tokens are steered, for all layers together. Leaving the context manager puts ba
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import _checkpointing
-from ._attaching import checked_experts, checked_prompt_length, choose_mode, require_effect
+from ._attaching import by_name, checked_experts, checked_prompt_length, choose_mode, require_effect
 from ._bank import Bank, Gate
 from ._decoder import uncompiled
-from ._entry import Passes
-from ._positions import Positions, Prompt, checked_positions
-from ._slots import DecoderSlot, FoldedDecoderSlot, GenerateSlot, LayerSlot, OpenPass
-from ._traced import TracedPositions
+from ._installed import Installed
+from ._positions import Positions, checked_positions
 from .vectors import SteeringVectors
 
 _KEEP: Any = object()  # an argument that was not given, where None means something
-_attached: weakref.WeakKeyDictionary[nn.Module, Steering] = weakref.WeakKeyDictionary()
+_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # decoders
 
 
 def attach(
@@ -96,15 +91,7 @@ def attach(
     return steering
 
 
-class _Thread(threading.local):
-    """What one thread's running ``generate`` and forward pass have told."""
-
-    def __init__(self) -> None:
-        self.prompt = Prompt()
-        self.opened: OpenPass | None = None
-
-
-class Steering:
+class Steering(Installed):
     """A steered model. Made by `attach`; ``set`` and ``set_rows`` change what is added.
 
     Attributes:
@@ -112,19 +99,9 @@ class Steering:
     """
 
     def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str, mode: str):
-        self.model, self.decoder, self.bank, self.backend = model, decoder, bank, backend
-        self.operation, self.mode, self.fixed = bank.operation, mode, True
-        self.slots: dict[int, LayerSlot] = {}
-        self.folds: dict[int, Any] = {}
-        self.passes, self.current = Passes(), _Thread()
-        device = next((p.device for p in model.parameters() if p.device.type != "meta"), "cpu")
-        self.traced = TracedPositions(torch.device(device))
-        self.silent, self.watch, self.regional = True, True, False
-        self.checkpointed = [decoder.decoder, *decoder.layers]
-        self._restore: list[tuple[nn.Module, str, Any, Any]] = []
+        super().__init__(model, decoder, bank, backend, mode)
+        self.fixed = True
         self._state = "new"
-        self.positions: Positions = "all"
-        self.prompt_length: int | Tensor | None = None
 
     @property
     def attached(self) -> bool:
@@ -137,7 +114,8 @@ class Steering:
     @property
     def vectors(self) -> Any:
         """As they were given: one `SteeringVectors`, or all of them by name."""
-        return self.bank.experts if len(self.bank.experts) > 1 else self.bank.experts[0]
+        experts = self.bank.experts
+        return experts[0] if list(experts) == [0] else experts
 
     def set(
         self,
@@ -159,9 +137,11 @@ class Steering:
             ValueError: a strength that is not finite, unknown positions, other layers, a
                 negative prompt length; positions that ``mode="fold"`` cannot serve. Nothing is
                 changed then.
-            RuntimeError: after ``detach``.
+            RuntimeError: after ``detach``; states on a GPU that were not finite since the last
+                change.
         """
         self._require_attached()
+        self.watched.require_finite(self.bank)
         if strength is not None and not abs(float(strength)) < float("inf"):
             raise ValueError(f"strength must be a finite number, came {strength}")
         if positions is not None:
@@ -171,15 +151,16 @@ class Steering:
         experts = self.bank.experts if vectors is None else self._others(vectors)
         slots = not (positions is None or (isinstance(positions, str) and positions == "all"))
         self._require_slots(slots)
+        before = self.bank.snapshot()
         self.bank.fill(experts, self.strength if strength is None else float(strength))
         self._leave_fold(slots)
+        self.filled(before)
         if positions is not None:
             self.positions = positions
             self.traced.set_positions(positions)
         if prompt_length is not _KEEP:
             self.prompt_length = prompt_length
             self.traced.set_prompt(prompt_length)
-        self._filled()
         return self
 
     def set_rows(
@@ -201,7 +182,7 @@ class Steering:
         self._require_slots(rows is not None)
         self.bank.set_rows(rows, strengths)
         self._leave_fold(rows is not None)
-        self._filled()
+        self.filled()
         return self
 
     def fold(self) -> nn.Module:
@@ -220,20 +201,20 @@ class Steering:
         self._require_attached()
         path = self.decoder.layers_path
         added = SteeringVectors({i: self.bank.displacement(i) for i in self.bank.layers})
-        self._put_back()
+        self.put_back()
         reason = self._why_not_constant() or why_not_permanent(self.model, path)
         if reason:
-            self._install()
+            self.install()
             raise ValueError(f"this steering cannot be folded into the weights: {reason}")
         self.detach()
         return fold_permanently(self.model, added, 1.0, decoder_layers=path)
 
     def detach(self) -> None:
         """Put back everything that was replaced; harmless when called twice."""
-        self._put_back()
+        self.put_back()
         _checkpointing.unwatch(self.checkpointed)
         self._state = "detached"
-        _attached.pop(self.decoder.decoder, None)
+        _attached.discard(self.decoder.decoder)
 
     def __enter__(self) -> Steering:
         self._require_attached()
@@ -242,22 +223,6 @@ class Steering:
     def __exit__(self, *error: object) -> None:
         self.detach()
 
-    def require_rows(self, batch: int, prompt: Prompt) -> None:
-        """Another batch than rows were set for must be copies that ``generate`` made."""
-        given = self.bank.sequences
-        if prompt.length is not None and batch % given == 0:
-            return
-        raise ValueError(
-            f"set_rows was given {given} sequences and this forward pass has {batch}; give one "
-            "entry per sequence of the batch"
-        )
-
-    def diagnose(self, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
-        """Called when states are not finite; raises when steering is what made them so."""
-        from ._diagnosis import diagnose
-
-        diagnose(self, hidden, inputs)
-
     def _start(self, strength: float, positions: Positions) -> None:
         if not abs(float(strength)) < float("inf"):
             raise ValueError(f"strength must be a finite number, came {strength}")
@@ -265,64 +230,12 @@ class Steering:
         self.positions = positions
         self.traced.set_positions(positions)
         try:
-            self._install()
+            self.install()
             self._state = "attached"
         except BaseException:
             self.detach()
             raise
-        _attached[self.decoder.decoder] = self
-
-    @contextmanager
-    def muted(self) -> Iterator[None]:
-        """The model as it is without vectors, slots and biases in place."""
-        was = self.silent, [slot.off for slot in self.slots.values()]
-        self.silent = True
-        for slot in self.slots.values():
-            slot.off = True
-        for fold in self.folds.values():
-            fold.write(torch.zeros(self.bank.width))
-        try:
-            yield
-        finally:
-            self.silent = was[0]
-            for slot, off in zip(self.slots.values(), was[1]):
-                slot.off = off
-            for layer, fold in self.folds.items():
-                fold.write(self.bank.displacement(layer))
-
-    def _put_back(self) -> None:
-        for owner, name, previous, slot in reversed(self._restore):
-            _put_back(owner, name, previous, slot)
-        self._restore.clear()
-        for fold in self.folds.values():
-            fold.remove()
-        self.folds.clear()
-
-    def _install(self) -> None:
-        if self.mode == "fold":
-            self._install_folds()
-        else:
-            self._install_slots()
-        self._filled()
-
-    def _install_folds(self) -> None:
-        from ._folding import Fold
-
-        for layer in self.bank.layers:
-            self.folds[layer] = Fold(self.model, layer, self.decoder.layers_path)
-        decoder = self.decoder.decoder
-        self._replace(decoder, "forward", FoldedDecoderSlot(self, decoder.forward))
-
-    def _install_slots(self) -> None:
-        layers, decoder = self.decoder.layers, self.decoder.decoder
-        self.slots = {i: LayerSlot(self, i, layers[i], self.backend) for i in self.bank.layers}
-        for slot in self.slots.values():
-            self._replace(slot.layer, "forward", slot)
-        self._replace(decoder, "forward", DecoderSlot(self, decoder.forward))
-        if hasattr(self.model, "generate"):
-            self._replace(self.model, "generate", GenerateSlot(self, self.model.generate))
-        compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
-        self.regional = any(call is not None for call in compiled)
+        _attached.add(self.decoder.decoder)
 
     def _require_slots(self, needed: bool) -> None:
         if needed and self.mode == "fold" and self.fixed:
@@ -335,22 +248,13 @@ class Steering:
         """Go over to slots, for good: going back and forth would compile again each time."""
         if not needed or self.mode == "slot":
             return
-        self._put_back()
+        self.put_back()
         self.mode = "slot"
-        self._install_slots()
-
-    def _filled(self) -> None:
-        """What follows a change of the bank's contents."""
-        self.silent = self.bank.silent
-        for layer, fold in self.folds.items():
-            fold.write(self.bank.displacement(layer))
-        for slot in self.slots.values():
-            slot.off = self.silent
-            slot.rearm()
+        self.install()
 
     def _others(self, vectors: Any) -> dict[Any, SteeringVectors]:
         """Vectors in the place of the attached ones."""
-        experts = _by_name(vectors)
+        experts = by_name(vectors)
         if list(experts) != list(self.bank.experts):
             raise ValueError(
                 f"vectors must be given for {list(self.bank.experts)} like the attached ones, came "
@@ -377,26 +281,3 @@ class Steering:
     def _require_attached(self) -> None:
         if self._state == "detached":
             raise RuntimeError("this steering was detached; attach again to steer")
-
-    def _replace(self, owner: nn.Module, name: str, slot: Any) -> None:
-        # Instance attributes only: the class, and any other model, never notice.
-        self._restore.append((owner, name, owner.__dict__.get(name), slot))
-        owner.__dict__[name] = slot
-
-
-def _by_name(vectors: Any) -> dict[Any, SteeringVectors]:
-    from ._attaching import by_name
-
-    return by_name(vectors)
-
-
-def _put_back(owner: nn.Module, name: str, previous: Any, slot: Any) -> None:
-    """Undo a replacement, also where somebody else has wrapped the slot since."""
-    slot.off = True  # a wrapper that keeps it sees the original through it
-    if owner.__dict__.get(name) is slot:
-        if previous is None:
-            del owner.__dict__[name]
-        else:
-            owner.__dict__[name] = previous
-    elif owner.__dict__.get(f"_old_{name}") is slot:  # accelerate's hooks, put on after ours
-        owner.__dict__[f"_old_{name}"] = slot.original

@@ -8,8 +8,6 @@ of double by the singular values that define the operation (`reference.gaussian_
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -24,23 +22,35 @@ _SMALLEST_PIVOT = {torch.float32: 0.03, torch.float64: 1e-6}
 
 def gaussian_information(x: Tensor, y: Tensor) -> Tensor:
     """`reference.gaussian_information`, float64 whatever the codes are."""
-    return _whole(x, y, _in_torch)
+    if x.shape[2] > y.shape[2]:  # the r x r side is the smaller one
+        return gaussian_information(y, x).mT
+    left, right = _whitened(x, y)
+    (rows, r, n), (columns, s, _) = left.shape, right.shape
+    product = left.reshape(-1, n).float() @ right.reshape(-1, n).float().mT
+    correlation = product.view(rows, r, columns, s).transpose(1, 2)  # [rows, columns, r, s]
+    nats, weak = _log_determinants(correlation)
+    return _again_in_double(nats, weak, left, right) if bool(weak.any()) else nats
 
 
 def gaussian_information_native(x: Tensor, y: Tensor) -> Tensor:
-    """As `gaussian_information`, the log-determinants by the extension, on a CPU."""
-    return _whole(x, y, _in_the_extension)
+    """As `gaussian_information`, the whitening and the log-determinants by the extension."""
+    if x.shape[2] > y.shape[2]:
+        return gaussian_information_native(y, x).mT
+    left, right = (native.whiten(codes.double()) for codes in (x, y))
+    if left is None or right is None:
+        return gaussian_information(x, y)  # which names the layers
+    (rows, r, n), (columns, s, _) = left.shape, right.shape
+    product = times_transposed(right.view(-1, n), left.view(-1, n))  # [L_y s, L_x r]
+    nats, smallest = native.log_determinants(product, rows, columns, r, s)
+    weak = ~(smallest >= _SMALLEST_PIVOT[torch.float32])
+    return _again_in_double(nats, weak, *_whitened(x, y)) if bool(weak.any()) else nats
 
 
-def _whole(x: Tensor, y: Tensor, single: Callable) -> Tensor:
-    left, right = (whiten(codes.double()).mT for codes in (x, y))  # [L, r, n]
-    if left.shape[1] > right.shape[1]:  # the r x r side is the smaller one
-        return _all_pairs(right, left, single).mT
-    return _all_pairs(left, right, single)
+def _whitened(*sides: Tensor) -> list[Tensor]:
+    return [whiten(codes.double()).mT for codes in sides]  # [L, r, n] float64
 
 
-def _all_pairs(left: Tensor, right: Tensor, single: Callable) -> Tensor:
-    nats, weak = single(left, right)
+def _again_in_double(nats: Tensor, weak: Tensor, left: Tensor, right: Tensor) -> Tensor:
     for row in weak.any(dim=1).nonzero().flatten().tolist():
         again = weak[row].nonzero().flatten()
         correlation = left[row] @ right[again].mT  # [pairs, r, s] float64
@@ -49,22 +59,6 @@ def _all_pairs(left: Tensor, right: Tensor, single: Callable) -> Tensor:
             exact[edge] = _from_singular_values(correlation[edge])
         nats[row, again] = exact
     return nats
-
-
-def _in_torch(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Information in single precision ``[L_x, L_y]``, and where that does not resolve it."""
-    (rows, r, n), (columns, s, _) = left.shape, right.shape
-    product = left.reshape(-1, n).float() @ right.reshape(-1, n).float().mT
-    correlation = product.view(rows, r, columns, s).transpose(1, 2)  # [rows, columns, r, s]
-    return _log_determinants(correlation)
-
-
-def _in_the_extension(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    (rows, r, n), (columns, s, _) = left.shape, right.shape
-    stacked = (side.reshape(-1, n).float().contiguous() for side in (right, left))
-    product = times_transposed(*stacked)  # [L_y s, L_x r]
-    nats, smallest = native.log_determinants(product, rows, columns, r, s)
-    return nats, ~(smallest >= _SMALLEST_PIVOT[torch.float32])
 
 
 def _log_determinants(correlation: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,19 @@ def ksg_counts(x: Tensor, y: Tensor, k: int, variant: int) -> tuple[Tensor, Tens
     return n_x, n_y
 
 
+def whiten(codes: Tensor) -> Tensor | None:
+    """`reference.whiten` of ``[L, n, r]`` float64, transposed and rounded: ``[L, r, n]`` float32.
+
+    Computed in double precision. None where a covariance is singular.
+    """
+    codes = codes.contiguous()
+    layers, n, r = codes.shape
+    out = torch.empty(layers, r, n)
+    sizes = layers, n, r
+    whole = _C.whiten_cpu(codes.data_ptr(), *sizes, out.data_ptr(), torch.get_num_threads())
+    return out if whole else None
+
+
 def log_determinants(
     product: Tensor, rows: int, columns: int, r: int, s: int
 ) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 PANEL = 200  # rows below which a panel of a symmetric product is not worth cutting off
 PANELS = 4
+GRAM_PANEL = 128  # columns: whole registers
 
 
 def onednn_serves(dtype: torch.dtype) -> bool:
@@ -52,6 +53,19 @@ def times_rows(a: Tensor, b: Tensor) -> Tensor:
     if not b.mT.is_contiguous():
         b = b.contiguous()
     return torch.ops.mkldnn._linear_pointwise(a.contiguous(), b, None, "none", [], "")
+
+
+def gram(a: Tensor) -> Tensor:
+    """``a a^T`` of ``[n, k]`` in any layout, on any device."""
+    if a.device.type != "cpu" or not onednn_serves(a.dtype):
+        return a @ a.mT
+    n = len(a)
+    out = a.new_empty(n, n)
+    for first in range(0, n, GRAM_PANEL):
+        stop = min(n, first + GRAM_PANEL)
+        out[first:, first:stop] = times_rows(a[first:], a[first:stop])
+        out[first:stop, stop:] = out[stop:, first:stop].mT
+    return out
 
 
 def symmetric_lower(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -1,0 +1,161 @@
+"""What is replaced in a live model while it is steered, and how it is put back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._bank import Bank
+from ._diagnosis import Watched
+from ._entry import Passes
+from ._folding import Fold
+from ._positions import Positions, Prompt
+from ._slots import DecoderSlot, FoldedDecoderSlot, GenerateSlot, LayerSlot, OpenPass
+from ._traced import TracedPositions
+
+
+class _Thread(threading.local):
+    """What one thread's running ``generate`` and forward pass have told."""
+
+    def __init__(self) -> None:
+        self.prompt = Prompt()
+        self.opened: OpenPass | None = None
+
+
+class Installed:
+    """Slots or folds in a model, and what they share.
+
+    Attributes:
+        bank: the vectors; slots, folds: by layer; mode: ``"fold"`` or ``"slot"``.
+        passes, current: the forward pass of each thread, for the slots in C and in Python.
+        traced: positions as compiled passes read them.
+        silent: nothing can change, so that slots do not run at all.
+        watch: states are looked at for what is not finite.
+        regional: layers were compiled one by one.
+    """
+
+    def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str, mode: str):
+        self.model, self.decoder, self.bank, self.backend = model, decoder, bank, backend
+        self.operation, self.mode = bank.operation, mode
+        self.slots: dict[int, LayerSlot] = {}
+        self.folds: dict[int, Fold] = {}
+        self.passes, self.current = Passes(), _Thread()
+        device = next((p.device for p in model.parameters() if p.device.type != "meta"), "cpu")
+        self.traced = TracedPositions(torch.device(device))
+        self.silent, self.watch, self.regional = True, True, False
+        self.watched = Watched()
+        self.checkpointed = [decoder.decoder, *decoder.layers]
+        self._restore: list[tuple[nn.Module, str, Any, Any]] = []
+        self.positions: Positions = "all"
+        self.prompt_length: int | Tensor | None = None
+
+    def install(self) -> None:
+        if self.mode == "fold":
+            self._install_folds()
+        else:
+            self._install_slots()
+        self.filled()
+
+    def _install_folds(self) -> None:
+        for layer in self.bank.layers:
+            self.folds[layer] = Fold(self.model, layer, self.decoder.layers_path)
+        decoder = self.decoder.decoder
+        self._replace(decoder, "forward", FoldedDecoderSlot(self, decoder.forward))
+        self._replace_generate()
+
+    def _install_slots(self) -> None:
+        layers, decoder = self.decoder.layers, self.decoder.decoder
+        self.slots = {i: LayerSlot(self, i, layers[i], self.backend) for i in self.bank.layers}
+        for slot in self.slots.values():
+            self._replace(slot.layer, "forward", slot)
+        self._replace(decoder, "forward", DecoderSlot(self, decoder.forward))
+        self._replace_generate()
+        compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
+        self.regional = any(call is not None for call in compiled)
+
+    def _replace_generate(self) -> None:
+        if hasattr(self.model, "generate"):
+            self._replace(self.model, "generate", GenerateSlot(self, self.model.generate))
+
+    def filled(self, before: tuple | None = None) -> None:
+        """What follows a change of the bank's contents; a refusal goes back to a snapshot."""
+        try:
+            self._fill()
+        except ValueError:
+            if before is not None:
+                self.bank.restore(before)
+                self._fill()
+            raise
+
+    def _fill(self) -> None:
+        self.silent = self.bank.silent
+        for layer, fold in self.folds.items():
+            fold.write(self.bank.displacement(layer))
+        for slot in self.slots.values():
+            slot.off = self.silent
+            slot.rearm()
+
+    def put_back(self) -> None:
+        """Everything as it was."""
+        for owner, name, previous, slot in reversed(self._restore):
+            _put_back(owner, name, previous, slot)
+        self._restore.clear()
+        for fold in self.folds.values():
+            fold.remove()
+        self.folds.clear()
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """The model as it is without vectors, slots and biases in place."""
+        was = self.silent, [slot.off for slot in self.slots.values()]
+        self.silent = True
+        for slot in self.slots.values():
+            slot.off = True
+        for fold in self.folds.values():
+            fold.write(torch.zeros(self.bank.width))
+        try:
+            yield
+        finally:
+            self.silent = was[0]
+            for slot, off in zip(self.slots.values(), was[1]):
+                slot.off = off
+            for layer, fold in self.folds.items():
+                fold.write(self.bank.displacement(layer))
+
+    def require_rows(self, batch: int, prompt: Prompt) -> None:
+        """Another batch than rows were set for must be copies that ``generate`` made."""
+        given = self.bank.sequences
+        if prompt.length is not None and batch % given == 0:
+            return
+        raise ValueError(
+            f"set_rows was given {given} sequences and this forward pass has {batch}; give one "
+            "entry per sequence of the batch"
+        )
+
+    def diagnose(self, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+        """Called when states are not finite; raises when steering is what made them so."""
+        from ._diagnosis import diagnose
+
+        diagnose(self, hidden, inputs)
+
+    def _replace(self, owner: nn.Module, name: str, slot: Any) -> None:
+        # Instance attributes only: the class, and any other model, never notice.
+        self._restore.append((owner, name, owner.__dict__.get(name), slot))
+        owner.__dict__[name] = slot
+
+
+def _put_back(owner: nn.Module, name: str, previous: Any, slot: Any) -> None:
+    """Undo a replacement, also where somebody else has wrapped the slot since."""
+    slot.off = True  # a wrapper that keeps it sees the original through it
+    if owner.__dict__.get(name) is slot:
+        if previous is None:
+            del owner.__dict__[name]
+        else:
+            owner.__dict__[name] = previous
+    elif owner.__dict__.get(f"_old_{name}") is slot:  # accelerate's hooks, put on after ours
+        owner.__dict__[f"_old_{name}"] = slot.original
