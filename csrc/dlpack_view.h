@@ -14,7 +14,7 @@
 namespace expertsteer {
 
 enum : std::int32_t { kDLCPU = 1, kDLCUDA = 2 };
-enum : std::uint8_t { kDLFloat = 2, kDLBfloat = 4 };
+enum : std::uint8_t { kDLInt = 0, kDLFloat = 2, kDLBfloat = 4 };
 
 struct DLDevice {
   std::int32_t type, id;

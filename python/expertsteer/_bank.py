@@ -106,6 +106,7 @@ class Bank:
 
     def restore(self, snapshot: tuple) -> None:
         self.experts, self.strength, self.rows, self.factors = snapshot
+        self.sequences = len(self.rows)
         self._refill()
 
     def buffers(self, layer: int, device: torch.device, wide: torch.dtype) -> Buffers:

@@ -15,7 +15,8 @@ from torch import Tensor
 from .ops.native import _C
 
 if _C is not None:
-    Passes, Slot, set_traced_call = _C.Passes, _C.Slot, _C.set_traced_call
+    Passes, Slot, Decoder = _C.Passes, _C.Slot, _C.DecoderSlot
+    set_traced_call = _C.set_traced_call
     QUICK = _C.use_tensor_type(torch.Tensor)
 else:
     QUICK = False
@@ -38,6 +39,9 @@ else:
             self.here.steers = False
             return self.here.ran
 
+        def set_prompt(self, length: int) -> None:
+            """Only the quick way asks for it."""
+
     class Slot:  # type: ignore[no-redef]
         """Calls ``original``, then ``slowly`` on what it gave."""
 
@@ -58,6 +62,18 @@ else:
             """There is no quick way to arm."""
 
         disarm = arm
+
+    class Decoder:  # type: ignore[no-redef]
+        """Leaves every pass to ``slowly``."""
+
+        def __init__(self, original: Callable, slowly: Callable, *unused: Any):
+            self.original, self.slowly, self.off = original, slowly, False
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return (self.original if self.off else self.slowly)(*args, **kwargs)
+
+        def expect(self, *unused: int) -> None:
+            """There is no quick way to prepare."""
 
     def set_traced_call(type_: type, function: Callable) -> None:
         """A compiler traces the slot's own Python."""

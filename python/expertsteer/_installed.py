@@ -44,6 +44,7 @@ class Installed:
         self.operation, self.mode = bank.operation, mode
         self.slots: dict[int, LayerSlot] = {}
         self.folds: dict[int, Fold] = {}
+        self.placing: DecoderSlot | None = None
         self.passes, self.current = Passes(), _Thread()
         device = next((p.device for p in model.parameters() if p.device.type != "meta"), "cpu")
         self.traced = TracedPositions(torch.device(device))
@@ -73,7 +74,8 @@ class Installed:
         self.slots = {i: LayerSlot(self, i, layers[i], self.backend) for i in self.bank.layers}
         for slot in self.slots.values():
             self._replace(slot.layer, "forward", slot)
-        self._replace(decoder, "forward", DecoderSlot(self, decoder.forward))
+        self.placing = DecoderSlot(self, decoder)
+        self._replace(decoder, "forward", self.placing)
         self._replace_generate()
         compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
         self.regional = any(call is not None for call in compiled)
@@ -99,6 +101,8 @@ class Installed:
         for slot in self.slots.values():
             slot.off = self.silent
             slot.rearm()
+        if self.placing is not None:
+            self.placing.prepare()
 
     def put_back(self) -> None:
         """Everything as it was."""
@@ -112,9 +116,10 @@ class Installed:
     @contextmanager
     def muted(self) -> Iterator[None]:
         """The model as it is without vectors, slots and biases in place."""
-        was = self.silent, [slot.off for slot in self.slots.values()]
+        slots = [*self.slots.values(), *([self.placing] if self.placing else [])]
+        was = self.silent, [slot.off for slot in slots]
         self.silent = True
-        for slot in self.slots.values():
+        for slot in slots:
             slot.off = True
         for fold in self.folds.values():
             fold.write(torch.zeros(self.bank.width))
@@ -122,7 +127,7 @@ class Installed:
             yield
         finally:
             self.silent = was[0]
-            for slot, off in zip(self.slots.values(), was[1]):
+            for slot, off in zip(slots, was[1]):
                 slot.off = off
             for layer, fold in self.folds.items():
                 fold.write(self.bank.displacement(layer))
@@ -151,7 +156,7 @@ class Installed:
 
 def _put_back(owner: nn.Module, name: str, previous: Any, slot: Any) -> None:
     """Undo a replacement, also where somebody else has wrapped the slot since."""
-    slot.off = True  # a wrapper that keeps it sees the original through it
+    slot.off = slot.detached = True  # a wrapper that keeps it sees the original through it
     if owner.__dict__.get(name) is slot:
         if previous is None:
             del owner.__dict__[name]

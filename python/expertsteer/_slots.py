@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from . import ops
 from ._checkpointing import watch
-from ._entry import Slot, all_finite, set_traced_call
-from ._positions import Prompt, token_mask
+from ._entry import Decoder, Slot, all_finite, set_traced_call
+from ._positions import POSITIONS, Prompt, token_mask
 from ._tracing import is_traced
 from .ops import native_steer, reference_steer
 from .ops.standing import standing
@@ -39,6 +39,7 @@ class LayerSlot(_Unmovable, Slot):
         super().__init__(layer.forward, self.steer, steering.passes)
         functools.update_wrapper(self, layer.forward)
         self.steering, self.index, self.layer, self.backend = steering, index, layer, backend
+        self.detached = False
         bank = steering.bank  # a graph reads, and checks, only what the operation needs
         self.needs_norms = bank.gate is not None or bank.operation in ("remove", "clamp")
         # Chosen now, so that a backend that cannot serve is refused when attaching.
@@ -81,7 +82,8 @@ class LayerSlot(_Unmovable, Slot):
             )
         if self._kind != (output.device, output.dtype):
             self._prepare(output.device, output.dtype)
-        mask = self.steering.current.opened.mask
+        opened = self.steering.current.opened  # none where the quick way steers every token
+        mask = None if opened is None else opened.mask
         if mask is not None:
             mask = mask.to(output.device)
         return self._steered(self.function, output, mask)
@@ -125,6 +127,8 @@ class LayerSlot(_Unmovable, Slot):
 def _traced_call(self: LayerSlot, *args: Any, **kwargs: Any) -> Any:
     """The call of a `LayerSlot` as a compiler sees it."""
     output = self.original(*args, **kwargs)
+    if self.detached:
+        return output
     if isinstance(output, tuple):
         return (self.traced(output[0]), *output[1:])
     return self.traced(output)
@@ -133,37 +137,59 @@ def _traced_call(self: LayerSlot, *args: Any, **kwargs: Any) -> Any:
 set_traced_call(LayerSlot, _traced_call)
 
 
-class DecoderSlot(_Unmovable):
-    """The decoder's forward: places the tokens first, checks afterwards that every slot ran."""
+class DecoderSlot(_Unmovable, Decoder):
+    """The decoder's forward: places the tokens first, checks afterwards that every slot ran.
 
-    def __init__(self, steering: Installed, original: Callable):
+    `csrc/slot.cpp` runs the passes of which it can tell that all tokens are steered, or none.
+    """
+
+    def __init__(self, steering: Installed, decoder: nn.Module):
+        original = decoder.forward
+        super().__init__(original, self.run, self.after, decoder, steering.passes)
         functools.update_wrapper(self, original)
-        self.steering, self.original = steering, original
+        self.steering, self.detached = steering, False
         self.names = tuple(inspect.signature(original).parameters)
-        self.off = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.off:
-            return self.original(*args, **kwargs)
+    def prepare(self) -> None:
+        """Tell the quick way what is set."""
+        steering, named = self.steering, self.steering.positions
+        quick = isinstance(named, str) and steering.watch and not steering.regional
+        code = POSITIONS.index(named) if quick else -1
+        self.expect(code, steering.bank.sequences, len(steering.slots))
+        self.off = steering.silent
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """One forward pass, wherever the quick way does not serve."""
         inputs = dict(zip(self.names, args)) | kwargs if args else kwargs
         tokens = inputs.get("input_ids")
         if tokens is None:
             tokens = inputs.get("inputs_embeds")
-        steering = self.steering
         if is_traced(tokens):
-            steering.traced.mask = steering.traced.token_mask(inputs, tokens)
-            output = self.original(*args, **kwargs)
-            steering.traced.mask = None
-            return output
-        if steering.silent:
-            return self.original(*args, **kwargs)
+            return self.traced(inputs, tokens, args, kwargs)
         opened = self._place(tokens, inputs)
         try:
             output = self.original(*args, **kwargs)
         finally:
             opened.close()
-        if opened.ran < len(steering.slots):
-            _require_ran([i for i, s in steering.slots.items() if s.serial != opened.serial])
+        return self.after(output, inputs, opened.serial, opened.ran)
+
+    def traced(self, inputs: dict, tokens: Any, args: tuple, kwargs: dict) -> Any:
+        """The same for compilers."""
+        positions = self.steering.traced
+        positions.mask = positions.token_mask(inputs, tokens)
+        output = self.original(*args, **kwargs)
+        positions.mask = None
+        return output
+
+    def after(self, output: Any, inputs: dict[str, Any], serial: int, ran: int) -> Any:
+        """The output of a pass in which every slot ran, and that is finite.
+
+        Raises:
+            RuntimeError: it is not so, with the layers.
+        """
+        steering = self.steering
+        if ran < len(steering.slots):
+            _require_ran([i for i, s in steering.slots.items() if s.serial != serial])
         if steering.watch:
             _require_finite(steering, output, inputs)
         return output
@@ -180,6 +206,20 @@ class DecoderSlot(_Unmovable):
         if torch.is_grad_enabled():
             watch(steering, steering.checkpointed)
         return OpenPass(steering, chosen, shape)
+
+
+def _traced_decoder(self: DecoderSlot, *args: Any, **kwargs: Any) -> Any:
+    """The call of a `DecoderSlot` as a compiler sees it."""
+    if self.detached:
+        return self.original(*args, **kwargs)
+    inputs = dict(zip(self.names, args)) | kwargs
+    tokens = inputs.get("input_ids")
+    if tokens is None:
+        tokens = inputs.get("inputs_embeds")
+    return self.traced(inputs, tokens, args, kwargs)
+
+
+set_traced_call(DecoderSlot, _traced_decoder)
 
 
 class FoldedDecoderSlot(_Unmovable):
@@ -293,10 +333,12 @@ class GenerateSlot(_Unmovable):
         here = steering.current
         outer, here.prompt = here.prompt, Prompt.of_generate(steering.model, args, kwargs)
         steering.traced.set_prompt(here.prompt.length, here.prompt.mask)
+        steering.passes.set_prompt(here.prompt.length)
         try:
             output = self.original(*args, **kwargs)
         finally:
             here.prompt = outer
+            steering.passes.set_prompt(-1 if outer.length is None else outer.length)
             steering.traced.set_prompt(steering.prompt_length)
         steering.watched.require_finite(steering.bank)
         return output

@@ -154,9 +154,13 @@ class Steering(Installed):
         before = self.bank.snapshot()
         self.bank.fill(experts, self.strength if strength is None else float(strength))
         self._leave_fold(slots)
-        self.filled(before)
+        place, self.positions = self.positions, self.positions if positions is None else positions
+        try:
+            self.filled(before)
+        except ValueError:
+            self.positions = place
+            raise
         if positions is not None:
-            self.positions = positions
             self.traced.set_positions(positions)
         if prompt_length is not _KEEP:
             self.prompt_length = prompt_length
