@@ -6,7 +6,6 @@ the whole text for its prompt; give ``Steering.set`` a ``prompt_length`` where t
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from ._forward import evaluating, token_embedding
+from ._forward import evaluating, logits
 from ._tokens import length_batches, padded
 
 
@@ -188,8 +187,8 @@ def _log_probabilities(
     total = torch.zeros(len(sequences), dtype=torch.float64)
     with torch.inference_mode(), evaluating(model):
         for batch in length_batches([len(ids) for _, ids in inputs], batch_size):
-            logits = _logits(model, *padded([inputs[i][1] for i in batch]))  # [B, T, V]
-            for i, scores in zip(batch, logits):
+            out = logits(model, *padded([inputs[i][1] for i in batch]))  # [B, T, V]
+            for i, scores in zip(batch, out):
                 start, ids = inputs[i]
                 scores = scores[start - 1 : len(ids)].float().log_softmax(dim=-1).cpu()
                 path = scores[:-1].gather(1, torch.tensor(ids[start:]).view(-1, 1)).double().sum()
@@ -197,13 +196,3 @@ def _log_probabilities(
                 last = [sequences[row][0][-1] for row in rows]
                 total[rows] = path + scores[-1, last].double()
     return total
-
-
-def _logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    embedding = token_embedding(model)
-    weight = next((embedding if embedding is not None else model).parameters())
-    device = torch.device("cpu") if weight.device.type == "meta" else weight.device
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
-    accepted = inspect.signature(model.forward).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    return model(**{k: v for k, v in inputs.items() if takes_all or k in accepted}).logits
