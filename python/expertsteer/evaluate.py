@@ -1,30 +1,30 @@
-"""Measure what steering does: answers chosen, loss, and how sure one can be of either.
+"""Measure what steering does: answers chosen and loss.
 
 Every function takes the model as it is, steered or not. Outside ``generate`` a steered model takes
 the whole text for its prompt; give ``Steering.set`` a ``prompt_length`` where that is not meant.
+`statistics` says how sure one can be of what they give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from ._forward import evaluating, logits
 from ._tokens import length_batches, padded
+from .statistics import Interval, bootstrap_interval, paired_difference
 
-
-class Interval(NamedTuple):
-    """A mean with its bootstrap interval, all in the unit of the values."""
-
-    mean: float
-    low: float
-    high: float
+__all__ = [
+    "Interval",
+    "bootstrap_interval",
+    "choice_probabilities",
+    "mean_loss",
+    "paired_difference",
+]
 
 
 def choice_probabilities(
@@ -89,58 +89,6 @@ def mean_loss(
             )
     total = _log_probabilities(model, [(ids, 1) for ids in rows], batch_size)
     return -total / torch.tensor([len(ids) - 1 for ids in rows], dtype=torch.float64)
-
-
-def bootstrap_interval(
-    values: Sequence[float] | Tensor,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Mean of N independent values with its percentile-bootstrap interval.
-
-    Values that are all equal have an interval of width zero: the bootstrap knows only the sample.
-
-    Raises:
-        ValueError: fewer than two values, non-finite ones, a confidence outside (0, 1).
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or sample.size < 2 or not np.isfinite(sample).all():
-        raise ValueError(
-            "values must be at least two finite numbers in one dimension, came shape "
-            f"{sample.shape} with {int((~np.isfinite(sample)).sum())} non-finite"
-        )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, came {confidence}")
-    result = stats.bootstrap(
-        (sample,),
-        np.mean,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = result.confidence_interval
-    return Interval(float(sample.mean()), float(low), float(high))
-
-
-def paired_difference(
-    values: Sequence[float] | Tensor, baseline: Sequence[float] | Tensor, **options: Any
-) -> Interval:
-    """Mean of ``values - baseline`` over the same N items, with its bootstrap interval.
-
-    Pairing removes what the items have in common (a hard question is hard for both), so this
-    interval is narrower than two separate ones suggest. Options as in `bootstrap_interval`.
-
-    Raises:
-        ValueError: different numbers of items.
-    """
-    a, b = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(
-            f"values and baseline must be over the same items, came shapes {a.shape} and {b.shape}"
-        )
-    return bootstrap_interval(a - b, **options)
 
 
 def _choice_table(prompts, choices) -> list[list[str]]:
