@@ -29,6 +29,8 @@ _PUBLIC = {
     "ContrastSetError": "contrast",
     "SteeringVectors": "vectors",
     "Calibration": "calibrate",
+    "Comparison": "comparison",
+    "compare": "controls",
     "capture": "models",
     "mutual_information": "information",
     "pair_layers": "pair",
@@ -45,6 +47,7 @@ __all__ = [
     "Alignment",
     "ArtifactError",
     "Calibration",
+    "Comparison",
     "ContrastSet",
     "ContrastSetError",
     "ExpertSteer",
@@ -61,6 +64,7 @@ __all__ = [
     "attach",
     "calibrate",
     "capture",
+    "compare",
     "fit_vectors",
     "mutual_information",
     "pair_layers",
@@ -89,7 +93,9 @@ if TYPE_CHECKING:
     from ._files import ArtifactError
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
     from .calibrate import Calibration
+    from .comparison import Comparison
     from .contrast import ContrastSet, ContrastSetError
+    from .controls import compare
     from .fit import fit_vectors
     from .information import mutual_information
     from .models import capture

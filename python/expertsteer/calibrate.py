@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -22,6 +22,10 @@ from .vectors import SteeringVectors
 PASSES = 12
 TOLERANCE = 0.02
 COARSE = 1.1  # ratio of the bracket's ends from which on a result says so
+
+
+class BudgetError(ValueError):
+    """No strength meets the budget."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +134,17 @@ def calibrate(
         bracket; the result holds the same words.
     """
     experts = {None: vectors} if isinstance(vectors, SteeringVectors) else by_name(vectors)
-    limit = _checked_budget(budget, measure)
-    _check_search(start, smallest, largest, tolerance, max_passes, batch_size)
+    limit = checked_budget(budget, measure)
+    options = {"operation": operation, "decoder_layers": decoder_layers, "check_model": check_model}
+    searching = Searching(limit, max_passes, start, smallest, largest, tolerance, options)
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, came {batch_size!r}")
     subsets = {name: _subsets(one, layers) for name, one in experts.items()}
     least = 1 if measure == "kl" else 2
     neutral = neutral_texts(model, texts, tokenizer, max_length, least)
-    divergence = Divergence(model, neutral, measure, _per_round(max_passes), batch_size)
-    options = {"operation": operation, "decoder_layers": decoder_layers, "check_model": check_model}
-    bounds = {"start": start, "smallest": smallest, "largest": largest, "tolerance": tolerance}
+    divergence = Divergence(model, neutral, measure, searching.per_round, batch_size)
     results = {
-        name: [
-            calibrated(divergence, experts[name].select(subset), limit, max_passes, bounds, options)
-            for subset in chosen
-        ]
+        name: [calibrated(divergence, experts[name].select(s), searching) for s in chosen]
         for name, chosen in subsets.items()
     }
     for text in dict.fromkeys(w for rows in results.values() for r in rows for w in r.warnings):
@@ -152,39 +154,69 @@ def calibrate(
     return results.get(None, results)
 
 
+@dataclass(frozen=True)
+class Searching:
+    """How strengths are searched for: ``limit`` is the budget in nats, the rest as in `calibrate`.
+
+    ``options`` go to `attach`.
+    """
+
+    limit: float
+    max_passes: int = PASSES
+    start: float = 0.2
+    smallest: float = 1e-4
+    largest: float = 64.0
+    tolerance: float = TOLERANCE
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        bounds = self.smallest, self.start, self.largest
+        if not 0 < bounds[0] < bounds[2] < math.inf or not bounds[0] <= bounds[1] <= bounds[2]:
+            raise ValueError(
+                "smallest, start and largest must be positive, finite and in this order, came "
+                f"{bounds}"
+            )
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance must be a share such as 0.02, came {self.tolerance}")
+        if type(self.max_passes) is not int or self.max_passes < 4:
+            raise ValueError(f"max_passes must be an integer from 4 on, came {self.max_passes!r}")
+
+    @property
+    def per_round(self) -> int:
+        """Strengths in a batch: three rounds, with the unsteered model in the first at least."""
+        return max(2, min(4, (self.max_passes - 1) // 3))
+
+
 def calibrated(
-    divergence: Divergence,
-    vectors: SteeringVectors,
-    limit: float,
-    max_passes: int,
-    bounds: Mapping[str, float],
-    options: Mapping[str, Any],
+    divergence: Divergence, vectors: SteeringVectors, searching: Searching
 ) -> Calibration:
     """One search, with what was measured of the unsteered model kept for the next one.
 
-    Args:
-        limit: the budget in nats. Others as in `calibrate`.
-
     Raises:
-        ValueError: no strength meets the budget.
+        BudgetError: no strength meets the budget.
     """
     from .steer import attach
 
+    limit, options = searching.limit, searching.options
     passes, sweeps = divergence.passes, divergence.sweeps
+    left = searching.max_passes + passes
     with attach(divergence.model, vectors, strength=1.0, mode="slot", **options) as steering:
         steering.watch = False  # outputs that are not finite are over any budget
         found = search(
             lambda places: divergence(steering, 0, places),
             limit,
-            affordable=lambda: max_passes - divergence.passes + passes - divergence.next_cost,
-            per_round=_per_round(max_passes),
-            **bounds,
+            start=searching.start,
+            smallest=searching.smallest,
+            largest=searching.largest,
+            affordable=lambda: left - divergence.passes - divergence.next_cost,
+            per_round=searching.per_round,
+            tolerance=searching.tolerance,
         )
     ratio = divergence.measure == "perplexity_ratio"
     shown = [(s, _exp(d) if ratio else d) for s, d in found.points]
     budget = _exp(limit) if ratio else limit
     if found.low is None:
-        _raise_unmet(shown, budget, divergence.measure, vectors.layers, bounds["smallest"])
+        _raise_unmet(shown, budget, divergence.measure, vectors.layers, searching)
     return Calibration(
         strength=found.low,
         divergence=dict(shown)[found.low],
@@ -206,8 +238,12 @@ def calibrated(
     )
 
 
-def _checked_budget(budget: float, measure: str) -> float:
-    """In nats."""
+def checked_budget(budget: float, measure: str) -> float:
+    """In nats.
+
+    Raises:
+        ValueError: an unknown measure, a budget out of its range.
+    """
     if measure not in MEASURES:
         raise ValueError(f"measure must be one of {MEASURES}, came {measure!r}")
     least, unit = (0, "nats per token") if measure == "kl" else (1, "a ratio of perplexities")
@@ -217,20 +253,6 @@ def _checked_budget(budget: float, measure: str) -> float:
             f"{budget}"
         )
     return float(budget) if measure == "kl" else math.log(budget)
-
-
-def _check_search(start, smallest, largest, tolerance, max_passes, batch_size) -> None:
-    if not 0 < smallest < largest < math.inf or not smallest <= start <= largest:
-        raise ValueError(
-            "smallest, start and largest must be positive, finite and in this order, came "
-            f"{smallest}, {start} and {largest}"
-        )
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance must be a positive share such as 0.02, came {tolerance}")
-    if type(max_passes) is not int or max_passes < 4:
-        raise ValueError(f"max_passes must be a whole number of at least 4, came {max_passes!r}")
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, came {batch_size!r}")
 
 
 def _subsets(vectors: SteeringVectors, layers: Any) -> list[tuple[int, ...]]:
@@ -247,20 +269,16 @@ def _several(layers: Any) -> bool:
     return layers is not None and any(isinstance(e, Sequence) for e in layers)
 
 
-def _per_round(max_passes: int) -> int:
-    return max(2, min(4, (max_passes - 1) // 3))
-
-
 def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
 
 
-def _raise_unmet(curve, budget, measure, layers, smallest) -> None:
+def _raise_unmet(curve, budget, measure, layers, searching) -> None:
     strength, least = min(curve, key=lambda point: point[1])
-    raise ValueError(
+    raise BudgetError(
         f"budget={budget:g} ({measure}) is met by no strength tried for layers {layers}: the "
         f"smallest divergence found is {least:.4g}, at strength {strength:.4g}; raise the budget, "
-        f"steer fewer layers, or lower smallest={smallest:g} or start"
+        f"steer fewer layers, or lower smallest={searching.smallest:g} or start"
     )
 
 

@@ -73,7 +73,7 @@ class DemoResult:
         return asdict(self)
 
 
-class _Bench:
+class Bench:
     """The target model with the questions and texts that every method is measured on."""
 
     def __init__(self) -> None:
@@ -83,10 +83,13 @@ class _Bench:
         self.plain = world.plain_texts()
         self.held_plain = world.plain_texts(40, seed=3)  # for choosing, never reported
 
-    def answers(self, split: str) -> tuple[Tensor, Tensor]:
-        """Whether the specialist's answer is on top, and its probability; ``[N]`` each."""
+    def answers(self, split: str, prefix: str = "") -> tuple[Tensor, Tensor]:
+        """Whether the specialist's answer is on top, and its probability; ``[N]`` each.
+
+        ``prefix`` is put before each question.
+        """
         questions = self.questions[split]
-        prompts = [q.prompt for q in questions]
+        prompts = [prefix + q.prompt for q in questions]
         choices = [[f" {choice}" for choice in q.choices] for q in questions]
         belief = choice_probabilities(self.model, self.tokenizer, prompts, choices)
         own = torch.tensor([q.choices.index(q.answers[world.SPECIALIST]) for q in questions])
@@ -152,12 +155,12 @@ def run_demo(
     if plot and not report.can_plot():
         raise ValueError("plot=True needs matplotlib: pip install 'expertsteer[plot]'")
     plot = report.can_plot() if plot is None else plot
-    with _one_thread():
+    with one_thread():
         return _run(Path(out), seed, plot, quiet)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The models are so small that threads wait for one another longer than they compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -168,7 +171,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _run(out: Path, seed: int, plot: bool, quiet: bool) -> DemoResult:
-    started, bench = time.perf_counter(), _Bench()
+    started, bench = time.perf_counter(), Bench()
     contrast = contrast_set()
     expert_model, expert_tokenizer = load("expert")
     expert = capture(expert_model, expert_tokenizer, contrast, progress=not quiet)
@@ -217,7 +220,7 @@ def _methods(
     }
 
 
-def _random_rows(bench: _Bench, target: HiddenStates, seed: int, quiet: bool) -> list[Row]:
+def _random_rows(bench: Bench, target: HiddenStates, seed: int, quiet: bool) -> list[Row]:
     """Random directions of the same norm: their mean, and the best of them on the test itself.
 
     They have no sign of their own, so both are tried: more freedom than any fitted row gets.
@@ -255,7 +258,7 @@ def _with_figures(vectors: SteeringVectors, rows: list[Row]) -> SteeringVectors:
     return replace(vectors, metadata=vectors.metadata | {"demo": measured})
 
 
-def _samples(bench: _Bench, vectors: SteeringVectors, strength: float) -> list[dict[str, str]]:
+def _samples(bench: Bench, vectors: SteeringVectors, strength: float) -> list[dict[str, str]]:
     """One test question of each attribute, about different animals, with and without steering."""
     with attach(bench.model, vectors) as steering:
         return [
@@ -269,7 +272,7 @@ def _samples(bench: _Bench, vectors: SteeringVectors, strength: float) -> list[d
         ]
 
 
-def _answer(bench: _Bench, steering: Steering, prompt: str, strength: float) -> str:
+def _answer(bench: Bench, steering: Steering, prompt: str, strength: float) -> str:
     steering.set(strength=strength)
     inputs = bench.tokenizer(prompt, return_tensors="pt")
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -277,7 +280,7 @@ def _answer(bench: _Bench, steering: Steering, prompt: str, strength: float) -> 
     return bench.tokenizer.decode(new[0, ids.shape[1] :])
 
 
-def _curves(bench: _Bench, methods: dict[str, SteeringVectors], rows: list[Row], quiet: bool):
+def _curves(bench: Bench, methods: dict[str, SteeringVectors], rows: list[Row], quiet: bool):
     """Accuracy and price over the strengths, at the layers each method was given."""
     names = [DEFAULT, "target's own RFM", "target's own mean difference"]
     names += ["expert: bare auto-encoder + RFM", "expert: shuffled labels"]
