@@ -43,7 +43,7 @@ class Bench:
     reported_on: NeutralTexts
     searching: Searching
     batch_size: int
-    prices: dict[str, Callable[[], float]]
+    prices: dict[str, Callable[[str], float]]
 
     def __post_init__(self) -> None:
         groups = self.searching.per_round
@@ -107,25 +107,23 @@ class Bench:
         """The best prompt on validation within the budget; the cheapest where none is."""
         candidates = []
         for prompt in prompts:
-            divergence = self._shown(
-                self._behind(self.calibrating, prompt, neutral[::2], tokenizer)
-            )
+            rows = self._prefixed(self.chosen_on, prompt, neutral[::2], tokenizer)
+            divergence = self._shown(self.calibrating.behind(rows))
             rank = self._rank("validation", prompt)
             within = divergence <= budget
             # Without one within the budget price decides alone.
             key = (True, *rank) if within else (False, -divergence, 0.0)
             candidates.append((key, prompt, within, rank[0]))
         _, prompt, within, validation = max(candidates, key=lambda c: c[0])
-        reported = self._behind(self.reporting, prompt, neutral[1::2], tokenizer)
-        whole = [len(tokenizer(text)["input_ids"]) for text in (prompt + "x", "x")]
+        rows = self._prefixed(self.reported_on, prompt, neutral[1::2], tokenizer)
         return self._measured(
             PROMPT,
             "prompt",
-            self._shown(reported),
+            self._shown(self.reporting.behind(rows)),
             prompt,
             prompt=prompt,
             within=within,
-            extra_tokens=whole[0] - whole[1],
+            extra_tokens=len(rows[0]) - len(self.reported_on.rows[0]),
             validation=validation,
             tried=len(prompts),
             passes=2 * len(prompts),
@@ -144,7 +142,7 @@ class Bench:
         self, name: str, kind: str, divergence: float, prompt_text: str = "", **settings: Any
     ) -> ComparisonRow:
         values = _columns(self.score("test", prompt_text))[:, 0]
-        prices = {label: float(price()) for label, price in self.prices.items()}
+        prices = {label: float(price(prompt_text)) for label, price in self.prices.items()}
         interval = bootstrap_interval(values)
         return ComparisonRow(
             name, kind, interval, tuple(values.tolist()), divergence, prices=prices, **settings
@@ -154,24 +152,22 @@ class Bench:
         means = _columns(self.score(split, prompt)).mean(dim=0)
         return float(means[0]), float(means[-1])
 
-    def _behind(
-        self, divergence: Divergence, prompt: str, texts: Sequence[str], tokenizer
-    ) -> float:
-        kept = divergence.texts
-        rows = tokenizer([prompt + text for text in texts], padding=False)["input_ids"]
-        longest = max(map(len, rows))
+    def _prefixed(
+        self, kept: NeutralTexts, prompt: str, texts: Sequence[str], tokenizer: Any
+    ) -> tuple[tuple[int, ...], ...]:
+        """Token ids of each neutral text behind the prompt."""
         if kept.truncated or kept.excluded:
             raise ValueError(
                 f"prompts need neutral texts that are measured whole: {kept.truncated} are cut and "
                 f"{kept.excluded} left out; give others, or no prompts"
             )
-        whole = neutral_texts(self.model, rows)
+        whole = neutral_texts(self.model, [prompt + text for text in texts], tokenizer)
         if whole.truncated:
             raise ValueError(
                 f"prompts: with {prompt!r} {whole.truncated} of the neutral texts are longer than "
-                f"the model's context (up to {longest} tokens); shorten either"
+                "the model's context; shorten either"
             )
-        return divergence.behind(whole.rows)
+        return whole.rows
 
     def _shown(self, nats: float) -> float:
         return nats if self.measure == "kl" else float(torch.tensor(nats).double().exp())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._forward import evaluating, logits
-from ._tokens import length_batches, padded
+from ._tokens import common_end, length_batches, padded
 
 MEASURES = ("kl", "perplexity_ratio")
 _KEPT_BYTES = 1 << 30  # of unsteered log-probabilities; beyond that they are computed again
@@ -176,7 +176,7 @@ class Divergence:
                 after = next(self._scores(longer, 1))
                 for row, long, a, b in zip(rows, longer, before, after):
                     # The token before the shared ones, if there is any, predicts the first of them.
-                    shared = min(_common_end(row, long) + 1, len(row))
+                    shared = min(common_end(row, long) + 1, len(row))
                     total += self._difference(a[-shared:], b[-shared:], row[-shared:])
                     count += self._places(row[-shared:])
         return total / count
@@ -206,9 +206,3 @@ class Divergence:
         told = torch.tensor(row[1:], device=before.device).unsqueeze(1)
         change = before[:-1].gather(1, told) - after[:-1].gather(1, told)
         return float(change.sum(dtype=torch.float64))
-
-
-def _common_end(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many last tokens are the same."""
-    pairs = zip(reversed(a), reversed(b))
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))

@@ -39,7 +39,7 @@ def compare(
     methods: Sequence[str] | None = None,
     random: int = 5,
     prompts: Sequence[str] = (),
-    prices: Mapping[str, Callable[[], float]] | None = None,
+    prices: Mapping[str, Callable[[str], float]] | None = None,
     layers: Sequence[Sequence[int]] | None = None,
     pairs: int | None = None,
     rfm: RFM | None = None,
@@ -69,7 +69,8 @@ def compare(
         random: how many random directions, at least 1.
         prompts: candidates for a prompt before the text, the cheap alternative to steering; put
             before it as they are.
-        prices: further costs of the model as it is now, such as the loss on other text.
+        prices: further costs by name, ``price(prompt) -> float`` of the model as it is now, such as
+            the loss on other text behind the prompt.
         layers: subsets of the target's layers to try, by default the runs of neighbouring layers
             (of more than four, every single layer and all of them).
         pairs: layer pairs of the expert's methods, by default one for every target layer.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ._forward import evaluating, logits
-from ._tokens import length_batches, padded
+from ._tokens import common_end, length_batches, padded
 from .statistics import Interval, bootstrap_interval, paired_difference
 
 __all__ = [
@@ -72,9 +72,17 @@ def choice_probabilities(
 
 
 def mean_loss(
-    model: nn.Module, tokenizer: Any, texts: Sequence[str], batch_size: int = 64
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    *,
+    context: str = "",
 ) -> Tensor:
     """Cross-entropy of each text in nats per token, the first token excepted: ``[N]`` float64.
+
+    Args:
+        context: text put before each, read and not scored: the same tokens count as without it.
 
     Raises:
         ValueError: no texts, or one with fewer than two tokens.
@@ -87,8 +95,13 @@ def mean_loss(
             raise ValueError(
                 f"texts: {text!r} has {len(ids)} tokens, a loss needs at least 2; drop it"
             )
-    total = _log_probabilities(model, [(ids, 1) for ids in rows], batch_size)
-    return -total / torch.tensor([len(ids) - 1 for ids in rows], dtype=torch.float64)
+    whole = _encode(tokenizer, [context + text for text in texts]) if context else rows
+    scored = [min(common_end(ids, all_ids), len(ids) - 1) for ids, all_ids in zip(rows, whole)]
+    if min(scored) < 1:
+        raise ValueError(f"context {context!r} merges with a text; let it end in a space or line")
+    sequences = [(ids, len(ids) - count) for ids, count in zip(whole, scored)]
+    total = _log_probabilities(model, sequences, batch_size)
+    return -total / torch.tensor(scored, dtype=torch.float64)
 
 
 def _choice_table(prompts, choices) -> list[list[str]]:

@@ -18,6 +18,7 @@ from .artifacts import LayerPairing
 if TYPE_CHECKING:
     from .comparison import Comparison
     from .demo.run import Row
+    from .statistics import PairedTest
 
 INK, MUTED, ACCENT = "#1c2733", "#6b7885", "#c4502b"
 LINES = ("#c4502b", "#2f6db3", "#3f8f5b", "#8a5aa8", "#8d8d8d")
@@ -55,7 +56,7 @@ def comparison_table(comparison: Comparison, title: str) -> Table:
     family = max((t.family for r in comparison.rows for t in r.against.values()), default=1)
     caption = (
         f"budget {comparison.budget:g} {unit}; [ ] 95 % bootstrap intervals; p after Holm's "
-        f"correction over {family} tests; * over the budget"
+        f"correction over {family} tests, ↓ where the method is lower; * over the budget"
     )
     table = Table(title=title, caption=caption)
     table.add_column("steered by", min_width=22)
@@ -66,17 +67,24 @@ def comparison_table(comparison: Comparison, title: str) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
         mean, low, high = row.score
-        p = [f"{test.adjusted:.2g}" for test in row.against.values()]
+        p = [_p_value(test) for test in row.against.values()]
+        setting = "-" if row.strength is None else f"{row.strength:.2f}"
+        setting = f"{row.extra_tokens} tokens" if row.prompt else setting
         table.add_row(
             row.name,
             f"{mean:.2f} [{low:.2f}, {high:.2f}]".replace("0.", "."),
             f"{row.divergence:.3f}" + ("" if row.within else "*"),
             *(f"{row.prices[name]:.2f}" for name in names),
             ", ".join(map(str, row.layers)) or "-",
-            "-" if row.strength is None else f"{row.strength:.2f}",
+            setting,
             *(p or ["-", "-"]),
         )
     return table
+
+
+def _p_value(test: PairedTest) -> str:
+    p = test.p_value if test.adjusted is None else test.adjusted
+    return ("<.0001" if p < 1e-4 else f"{p:.2g}") + (" ↓" if test.difference.mean < 0 else "")
 
 
 def heat_map(

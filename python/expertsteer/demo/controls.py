@@ -68,7 +68,7 @@ def _compared(seed: int, budget: float, random_directions: int, quiet: bool) -> 
         budget=budget,
         random=random_directions,
         prompts=few_shots(),
-        prices={"loss,\nother": lambda: bench.loss(bench.other)},
+        prices={"loss,\nother": lambda prompt: bench.loss(bench.other, prompt)},
         seed=seed,
         show_progress=not quiet,
     )

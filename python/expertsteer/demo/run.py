@@ -95,8 +95,8 @@ class Bench:
         own = torch.tensor([q.choices.index(q.answers[world.SPECIALIST]) for q in questions])
         return (belief.argmax(dim=1) == own).double(), belief.gather(1, own.unsqueeze(1))[:, 0]
 
-    def loss(self, texts: list[str]) -> float:
-        return float(mean_loss(self.model, self.tokenizer, texts).mean())
+    def loss(self, texts: list[str], prefix: str = "") -> float:
+        return float(mean_loss(self.model, self.tokenizer, texts, context=prefix).mean())
 
     def measure(self, name: str, **settings: Any) -> Row:
         """The test figures of the model as it is now."""
