@@ -110,16 +110,59 @@ def _next(
             return []
         guess = found.low * max(_square_root(found.budget, points[found.low]), 1.01)
         wanted = [guess * f for f in (1.25, 1 / 1.25, STEP, STEP**2)[:count]]
+        if guess > STEP * found.low:  # far away, and prices often rise faster than a square
+            wanted = [guess, math.sqrt(guess * found.low), guess * STEP][:count]
         return [min(p, largest) for p in wanted if p > found.low] or [largest]
     low, high = math.log(found.low), math.log(found.high)
-    width = high - low
-    middle = low + width * _share(points[found.low], points[found.high], found.budget)
-    # A line errs by a share of the bracket: several places straddle the guess that widely apart.
-    reach = max(width / 8, 0.4 * math.log1p(tolerance))
-    steps = [0.0] if count == 1 else [-1 + 2 * i / (count - 1) for i in range(count)]
-    margin = min(width / 16, 0.25 * math.log1p(tolerance))
-    wanted = [min(max(middle + reach * s, low + margin), high - margin) for s in steps]
-    return [math.exp(p) for p in wanted]
+    width, aim = high - low, math.log1p(tolerance)
+    middle, doubt = _crossing(found)
+    # Two places straddle the guess as widely apart as it is in doubt.
+    if width > math.log(STEP):  # too far apart for either curve
+        doubt = max(doubt, width / 6)
+    reach = max(doubt, width**2 / 24, 0.4 * aim)
+    middle = min(max(middle, low + aim / 4), high - aim / 4)
+    if count == 1:  # the side of the guess that brings the farther end near
+        side = -1 if middle - low > high - middle else 1
+        return [math.exp(middle + side * 0.4 * aim)]
+    # Never nearer to an end than to the guess: that end is measured already.
+    below, above = max(middle - reach, (low + middle) / 2), min(middle + reach, (middle + high) / 2)
+    return [math.exp(below), math.exp(above)]
+
+
+def _crossing(found: Bracket) -> tuple[float, float]:
+    """The logarithm of the place where the price meets the budget, and how doubtful it is.
+
+    The line through the ends of the bracket tells the place; how far a parabola through one more
+    point is from it tells the doubt.
+    """
+    low, high = math.log(found.low), math.log(found.high)
+    points = dict(found.points)
+    share = _share(points[found.low], points[found.high], found.budget)
+    line = low + (high - low) * share
+    usable = [(s, p) for s, p in found.points if 0 < p < math.inf]
+    ends = [(s, p) for s, p in usable if s in (found.low, found.high)]
+    third = [point for point in usable if point not in ends]
+    if len(ends) < 2 or not third:
+        return line, (high - low) / 8
+    wanted = math.log(found.budget)
+    third = min(third, key=lambda point: abs(math.log(point[1]) - wanted))
+    curved = _lagrange([(math.log(p), math.log(s)) for s, p in (*ends, third)], wanted)
+    if not low < curved < high:
+        return line, (high - low) / 4
+    return line, abs(curved - line)
+
+
+def _lagrange(points: Sequence[tuple[float, float]], x: float) -> float:
+    """The polynomial through the points, at x; infinite where two share their place."""
+    total = 0.0
+    for i, (a, value) in enumerate(points):
+        for j, (b, _) in enumerate(points):
+            if i != j:
+                if a == b:
+                    return math.inf
+                value *= (x - b) / (a - b)
+        total += value
+    return total
 
 
 def _square_root(budget: float, price: float) -> float:

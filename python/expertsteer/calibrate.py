@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from ._attaching import by_name
 from ._bracket import Bracket, search
 from ._neutral import MEASURES, Divergence, NeutralTexts, neutral_texts
 from .vectors import SteeringVectors
@@ -133,6 +132,8 @@ def calibrate(
         texts cut or left out, a divergence that is not monotonic, a budget not reached, a coarse
         bracket; the result holds the same words.
     """
+    from ._attaching import by_name  # late: the package imports this module, and that one scipy
+
     experts = {None: vectors} if isinstance(vectors, SteeringVectors) else by_name(vectors)
     limit = checked_budget(budget, measure)
     options = {"operation": operation, "decoder_layers": decoder_layers, "check_model": check_model}

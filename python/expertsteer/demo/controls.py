@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ def run_controls(
     seed: int = 0,
     budget: float = PLAIN_BUDGET,
     random_directions: int = RANDOM_DIRECTIONS,
+    methods: Sequence[str] | None = None,
     quiet: bool = False,
 ) -> Comparison:
     """Measure every method and control at one divergence budget; print the table.
@@ -37,10 +39,11 @@ def run_controls(
         out: folder for ``controls.json``.
         seed: of the random directions, shuffled labels, random pairs and tests.
         budget: KL from the unsteered model in nats per token of plain text.
+        methods: some of `baselines.METHODS`, the default among them; by default all.
         quiet: print nothing.
     """
     with one_thread():
-        comparison = _compared(seed, budget, random_directions, quiet)
+        comparison = _compared(seed, budget, random_directions, methods, quiet)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     document = to_json(comparison.to_dict()) + "\n"
@@ -50,7 +53,9 @@ def run_controls(
     return comparison
 
 
-def _compared(seed: int, budget: float, random_directions: int, quiet: bool) -> Comparison:
+def _compared(
+    seed: int, budget: float, random_directions: int, methods: Sequence[str] | None, quiet: bool
+) -> Comparison:
     bench, contrast = Bench(), contrast_set()
     expert = capture(*load("expert"), contrast, progress=not quiet)
     target = capture(bench.model, bench.tokenizer, contrast, progress=not quiet)
@@ -67,6 +72,7 @@ def _compared(seed: int, budget: float, random_directions: int, quiet: bool) -> 
         bench.tokenizer,
         budget=budget,
         random=random_directions,
+        methods=methods,
         prompts=few_shots(),
         prices={"loss,\nother": lambda prompt: bench.loss(bench.other, prompt)},
         seed=seed,
@@ -91,5 +97,5 @@ def _print(comparison: Comparison, folder: Path) -> None:
     console.print(f"Quantiles of the random directions' scores: {shares}.")
     for name, reason in comparison.skipped.items():
         console.print(f"Not measured: {name} ({reason}).")
-    console.print(comparison.verdict(DEFAULT), markup=False)
+    console.print(comparison.verdict(DEFAULT), markup=False, highlight=False)
     console.print(f"{comparison.seconds:.0f} s; all figures are in {folder}/controls.json")

@@ -24,11 +24,12 @@ from .._files import to_json
 from .._progress import progress
 from ..align import align
 from ..artifacts import HiddenStates, LayerPairing
-from ..evaluate import Interval, bootstrap_interval, choice_probabilities, mean_loss
+from ..evaluate import choice_probabilities, mean_loss
 from ..fit import fit_vectors
 from ..information import mutual_information
 from ..models import capture
 from ..pair import pair_layers
+from ..statistics import Interval, bootstrap_interval, corrected, paired_test, verdict
 from ..steer import Steering, attach
 from ..vectors import SteeringVectors
 from . import contrast_set, load, world
@@ -44,7 +45,8 @@ class Row:
     """One method: what it did on the test questions, and the settings validation chose.
 
     ``accuracy`` counts questions whose most probable answer is the specialist's; ``probability``
-    is that answer's, among all choices; losses are in nats per token.
+    is that answer's, among all choices; losses are in nats per token. ``right`` tells it for every
+    question: 1 or 0, or the share of several directions.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Row:
     layers: tuple[int, ...] = ()
     strength: float | None = None
     is_default: bool = False
+    right: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,23 @@ class DemoResult:
     def row(self, name: str) -> Row:
         return next(r for r in self.rows if r.name == name)
 
+    def verdict(self) -> str:
+        """One sentence on the default against the unsteered model and the best random direction.
+
+        P-values are corrected for those two tests of every method in the table.
+        """
+        controls = self.rows[0], next(r for r in self.rows if "best of" in r.name)
+        methods = [r for r in self.rows[1:] if not r.name.startswith("random")]
+        tests = {
+            (row.name, control.name): paired_test(row.right, control.right, seed=self.seed)
+            for row in methods
+            for control in controls
+        }
+        tests = corrected(tests)
+        return verdict(DEFAULT, {c.name: tests[DEFAULT, c.name] for c in controls})
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"verdict": self.verdict()}
 
 
 class Bench:
@@ -107,6 +125,7 @@ class Bench:
             bootstrap_interval(probability),
             self.loss(self.other),
             self.loss(self.plain),
+            right=tuple(right.tolist()),
             **settings,
         )
 
@@ -245,6 +264,7 @@ def _random_rows(bench: Bench, target: HiddenStates, seed: int, quiet: bool) -> 
         bootstrap_interval(probability),
         sum(r.other_loss for r in rows) / len(rows),
         sum(r.plain_loss for r in rows) / len(rows),
+        right=tuple(right.tolist()),
     )
     best = max(rows, key=lambda r: r.accuracy.mean)
     return [mean, replace(best, name=f"random directions, best of {len(rows)}")]
@@ -313,7 +333,5 @@ def _print(result: DemoResult, out: Path, questions: int) -> None:
     for sample in result.samples:
         answers.add_row(*(sample[column.header] for column in answers.columns))
     console.print(answers)
-    best = next(r for r in result.rows if "best of" in r.name).accuracy.mean
-    gain = 100 * (result.row(DEFAULT).accuracy.mean - best)
-    console.print(f"The default is {gain:+.0f} points of accuracy from the best random direction.")
+    console.print(result.verdict(), markup=False, highlight=False)
     console.print(f"{result.seconds:.0f} s; vectors, figures and pictures are in {out}/")
