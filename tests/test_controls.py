@@ -67,7 +67,7 @@ def compared(world):
         random=3,
         prompts=["w1 w2 ", "w5 "],
         prices={"loss": price},
-        show_progress=False,
+        progress=False,
     )
     return comparison, score
 
@@ -119,6 +119,14 @@ def test_the_chosen_strength_costs_the_budget_and_gives_the_reported_score(world
             rank = score("validation", "").mean(dim=0).tolist()
         assert rank[0] <= validation[0]
         assert rank[0] < validation[0] or rank[1] <= validation[1] + 1e-3
+
+
+def test_a_method_with_few_layers_is_tried_at_all_of_its_own(world):
+    target, tokenizer, (own, expert, _) = world
+    score, names = Scorer(target, tokenizer), ["expert: Procrustes, random pairs"]
+    options = {"methods": names, "pairs": 1, "random": 1, "progress": False}
+    comparison = es.compare(target, expert, own, score, NEUTRAL, tokenizer, **options)
+    assert comparison.row(names[0]).tried == 1 and comparison.random[0].tried == 2 * 3
 
 
 def test_a_prompts_price_is_that_of_the_texts_behind_it(world, compared):
@@ -239,7 +247,7 @@ def test_a_method_without_a_strength_is_skipped_and_told(world, monkeypatch):
         return calibrated(divergence, vectors, searching)
 
     monkeypatch.setattr("expertsteer._equal_price.calibrated", picky)
-    options = {"methods": list(OWN)[:1], "random": 1, "show_progress": False}
+    options = {"methods": list(OWN)[:1], "random": 1, "progress": False}
     score = Scorer(target, tokenizer)
     comparison = es.compare(target, expert, own, score, NEUTRAL, tokenizer, **options)
     assert list(comparison.skipped) == list(OWN)[:1] and len(comparison.rows) == 3
@@ -265,7 +273,7 @@ def test_a_method_without_a_strength_is_skipped_and_told(world, monkeypatch):
 )
 def test_bad_input_is_named(world, change, named):
     target, tokenizer, (own, expert, _) = world
-    options = {"methods": list(OWN)[:1], "random": 1, "show_progress": False, "layers": [[0]]}
+    options = {"methods": list(OWN)[:1], "random": 1, "progress": False, "layers": [[0]]}
     options |= {"neutral": NEUTRAL, "score": Scorer(target, tokenizer)} | change
     neutral, score = options.pop("neutral"), options.pop("score")
     with pytest.raises(ValueError, match=named):

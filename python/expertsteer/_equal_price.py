@@ -55,10 +55,14 @@ class Bench:
     def choose(
         self, variants: Sequence[SteeringVectors], subsets: Sequence[Sequence[int]]
     ) -> Chosen | None:
-        """The variant and layers with the best validation score at the budget."""
+        """The variant and layers with the best validation score at the budget.
+
+        An empty subset stands for all layers of a variant.
+        """
         best, tried, before = None, 0, self.calibrating.passes
         for place, variant in enumerate(variants):
-            for subset in subsets:
+            named = [tuple(subset) or variant.layers for subset in subsets]
+            for subset in dict.fromkeys(named):
                 if not set(subset) <= set(variant.layers):
                     continue
                 vectors = variant.select(subset)

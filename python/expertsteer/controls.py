@@ -16,7 +16,7 @@ from torch import nn
 
 from ._equal_price import Bench, Score
 from ._neutral import neutral_texts
-from ._progress import progress
+from ._progress import progress as shown
 from .artifacts import HiddenStates, require_same_examples
 from .baselines import DEFAULT, SHUFFLED, Fitting, fit_methods, random_directions
 from .calibrate import PASSES, BudgetError, Searching, checked_budget
@@ -47,7 +47,7 @@ def compare(
     start: float = 0.2,
     batch_size: int = 64,
     max_length: int | None = None,
-    show_progress: bool = True,
+    progress: bool = True,
 ) -> Comparison:
     """Measure steering beside every control, all at the same divergence on neutral text.
 
@@ -72,9 +72,12 @@ def compare(
         prices: further costs by name, ``price(prompt) -> float`` of the model as it is now, such as
             the loss on other text behind the prompt.
         layers: subsets of the target's layers to try, by default the runs of neighbouring layers
-            (of more than four, every single layer and all of them).
+            (of more than four, every single layer); all layers that a method has vectors for are
+            tried as well unless subsets are given.
         pairs: layer pairs of the expert's methods, by default one for every target layer.
-        rfm, seed: see `fit_vectors`; start, batch_size, max_length: see `calibrate`.
+        rfm: see `fit_vectors`; start, batch_size, max_length: see `calibrate`.
+        seed: of every random choice; random direction i is drawn from ``1000 * seed + i``.
+        progress: show bars on a terminal.
 
     Returns:
         A `Comparison`. P-values against the unsteered model and the best random direction (best on
@@ -104,12 +107,12 @@ def compare(
     fitted, skipped = fit_methods(fitting, methods)
     drawn = [random_directions(target, 1000 * seed + i) for i in range(random)]
     rows, tried = [], []
-    for i, vectors in progress(enumerate(drawn), "random directions", show_progress):
+    for i, vectors in shown(list(enumerate(drawn)), "random directions", progress):
         row = bench.row(f"random direction {i}", "random", [vectors, -vectors], subsets)
         tried += [] if row is None else [row]
     if not tried:
         raise BudgetError(f"budget={budget:g} is met by no random direction; raise it")
-    for name, vectors in progress(fitted.items(), "methods", show_progress):
+    for name, vectors in shown(fitted.items(), "methods", progress):
         row = bench.row(name, _kind(name), [vectors], subsets)
         if row is None:
             skipped[name] = "no strength meets the budget at any layers"
@@ -168,6 +171,7 @@ def _kind(name: str) -> str:
 
 
 def _subsets(layers: tuple[int, ...], given: Any) -> list[tuple[int, ...]]:
+    """Layers to try; an empty entry stands for all that a method has."""
     if given is not None:
         subsets = [tuple(subset) for subset in given]
         if not subsets or any(not s or not set(s) <= set(layers) for s in subsets):
@@ -177,9 +181,9 @@ def _subsets(layers: tuple[int, ...], given: Any) -> list[tuple[int, ...]]:
             )
         return subsets
     if len(layers) > 4:
-        return [(layer,) for layer in layers] + [layers]
+        return [*((layer,) for layer in layers), ()]
     count = len(layers)
-    return [layers[i:j] for i in range(count) for j in range(i + 1, count + 1)]
+    return [*(layers[i:j] for i in range(count) for j in range(i + 1, count + 1)), ()]
 
 
 def _require_counts(neutral: Any, random: int, prompts: Any, tokenizer: Any) -> None:

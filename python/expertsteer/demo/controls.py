@@ -76,7 +76,7 @@ def _compared(
         prompts=few_shots(),
         prices={"loss,\nother": lambda prompt: bench.loss(bench.other, prompt)},
         seed=seed,
-        show_progress=not quiet,
+        progress=not quiet,
     )
 
 
