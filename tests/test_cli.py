@@ -118,6 +118,21 @@ def test_generate_shows_both_texts_and_strength_zero_agrees(world):
     assert document["steered"] in piped.stdout and "unsteered" in piped.stdout
 
 
+def test_fit_calibrates_and_generate_uses_it(world):
+    (world / "neutral.txt").write_text("\n".join(sentence(9, seed=i) for i in range(5)) + "\n\n")
+    more = ("--pairs", 2, "--neutral", world / "neutral.txt", "--budget", 0.05)
+    done = run(*fit_arguments(world, out="calibrated"), *more)
+    assert done.returncode == 0, done.stderr
+    (found,) = es.SteeringVectors.from_pretrained(world / "calibrated").metadata["calibration"]
+    assert found["divergence"] <= found["budget"] == 0.05 and found["texts"] == 5
+    base = ["generate", "--model", world / "target", "--vectors", world / "calibrated"]
+    base += ["--device", "cpu", "--max-new-tokens", 6, "--prompt", "w3 w4", "--json"]
+    document = json.loads(run(*base, "--strength", "auto").stdout)
+    assert document["strength"] == found["strength"]
+    named = json.loads(run(*base, "--strength", found["strength"]).stdout)
+    assert named["steered"] == document["steered"]
+
+
 def test_help_lists_the_commands():
     done = run("--help")
     assert done.returncode == 0
@@ -177,6 +192,9 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
         (generate(world / "vectors", "--temperature", -1), "temperature"),
         (generate(world / "vectors", "--temperature", "nan"), "temperature"),
         (generate(world / "vectors", "--seed", -1), "--seed"),
+        (generate(world / "vectors", "--strength", "auto"), "hold no calibration"),
+        (generate(world / "vectors", "--strength", "much"), "came 'much'"),
+        (fit(whole, "--neutral", empty), "holds no text"),
         (fit(whole, "--out", whole), "contrast.jsonl"),
         (["inspect", tmp_path], "holds no steering_vectors"),
         (["inspect", odd], "damaged or foreign"),

@@ -7,7 +7,11 @@ import torch
 
 import expertsteer as es
 from expertsteer import demo
+from expertsteer.baselines import DEFAULT as DEFAULT_METHOD
+from expertsteer.baselines import SHUFFLED
+from expertsteer.comparison import PROMPT
 from expertsteer.demo import train, world
+from expertsteer.demo.controls import run_controls
 from expertsteer.demo.run import DEFAULT, run_demo
 from expertsteer.evaluate import choice_probabilities
 
@@ -105,6 +109,7 @@ def test_the_demo_beats_its_controls_and_leaves_everything_behind(tmp_path):
     controls = [a for name, a in accuracy.items() if "own" not in name and "ridge" not in name]
     assert len(controls) == 5 and default >= max(controls) + 0.2
     assert result.row("unsteered").strength is None
+    assert "beats its controls" in result.verdict()
     saved = es.SteeringVectors.from_pretrained(tmp_path / "vectors")
     chosen = result.row(DEFAULT)
     assert saved.layers == chosen.layers
@@ -116,6 +121,22 @@ def test_the_demo_beats_its_controls_and_leaves_everything_behind(tmp_path):
     assert document["samples"][0].keys() == {"question", "unsteered", "steered", "coast", "hill"}
     for picture in ("layer_pairs.png", "strength_curve.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_at_equal_price_the_default_beats_its_controls(tmp_path):
+    methods = [SHUFFLED, "expert: bare auto-encoder", "expert: identity", DEFAULT_METHOD]
+    comparison = run_controls(tmp_path, random_directions=1, methods=methods, quiet=True)
+    assert "beats its controls" in comparison.verdict(DEFAULT_METHOD)
+    assert "does NOT beat" in comparison.verdict(SHUFFLED)
+    assert "does NOT beat" in comparison.verdict("expert: bare auto-encoder")
+    assert list(comparison.skipped) == ["expert: identity"]  # the widths differ
+    steered = [row for row in comparison.rows if row.strength is not None]
+    # Neutral texts that nothing was chosen on: near the budget, not exactly on it.
+    assert all(0.05 < row.divergence < 0.2 and row.within for row in steered)
+    assert comparison.row(PROMPT).extra_tokens > 0
+    document = json.loads((tmp_path / "controls.json").read_text())
+    assert document["budget"] == 0.1 and len(document["rows"]) == len(comparison.rows)
 
 
 def test_unknown_names_are_refused():

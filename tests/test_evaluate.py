@@ -73,6 +73,20 @@ def test_the_loss_is_transformers_own(model):
             assert loss.item() == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_context_is_read_and_not_scored(model, bos):
+    tokenizer, context = tiny_tokenizer(bos=bos), "w9 w8 w7 "
+    measured = mean_loss(model, tokenizer, PROMPTS[1:], context=context)
+    for text, loss in zip(PROMPTS[1:], measured):
+        ids = tokenizer(context + text)["input_ids"]
+        count = len(tokenizer(text)["input_ids"]) - 1
+        expected = -log_probability(model, ids, len(ids) - count) / count
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    if bos:  # then a text may be a single word
+        with pytest.raises(ValueError, match="merges with a text"):
+            mean_loss(model, tokenizer, ["w4"], context="w1")
+
+
 def test_a_steered_model_is_measured_as_steered(model):
     """Batches with padding agree with single texts under steering too."""
     vectors = es.SteeringVectors({1: torch.randn(32)})

@@ -44,6 +44,33 @@ def test_one_call_is_the_steps_one_by_one(contrast, models):
         assert torch.equal(at_once.vectors[layer], by_hand.vectors[layer])
 
 
+def test_with_neutral_texts_the_strength_is_calibrated(contrast, models):
+    neutral = [sentence(8, seed=i) for i in range(4)]
+    pipeline, vectors = fit(contrast, models, pairs=2, neutral=neutral, budget=0.05)
+    found = pipeline.calibration_
+    assert found.budget == 0.05 and found.layers == vectors.layers and found.passes <= 12
+    assert found == es.calibrate(models[1], vectors, neutral, tiny_tokenizer(), budget=0.05)
+    with es.attach(models[1], vectors, strength="auto") as steering:
+        assert steering.strength == found.strength
+    _, plain = fit(contrast, models, pairs=2)
+    assert "calibration" not in plain.metadata
+    assert torch.equal(plain.vectors[plain.layers[0]], vectors.vectors[plain.layers[0]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"budget": 0}, "budget must be more than 0"),
+        ({"measure": "bits"}, "measure must be one of"),
+        ({"neutral": []}, "neutral must be a list"),
+        ({"neutral": "one text"}, "neutral must be a list"),
+    ],
+)
+def test_bad_calibration_settings_are_named_before_anything_is_loaded(settings, named):
+    with pytest.raises(ValueError, match=named):
+        es.ExpertSteer(**settings)
+
+
 def test_the_result_steers_the_target_and_tells_where_it_came_from(contrast, models):
     pipeline, vectors = fit(contrast, models, pairs=2)
     meta = vectors.metadata

@@ -1,10 +1,11 @@
 import io
 import json
 
+import pytest
 import torch
 from rich.console import Console
 
-from expertsteer import SteeringVectors
+from expertsteer import ArtifactError, SteeringVectors
 from expertsteer.summary import describe_vectors, vectors_table
 
 
@@ -43,6 +44,15 @@ def test_figures_follow_their_layer_even_when_the_rule_chose_another_order():
     shown = text_of(vectors)
     assert "sage (Sage, 6 layers, width 8, revision not recorded)" in shown and "lowest" in shown
     json.dumps(describe_vectors(vectors), allow_nan=False)
+
+
+def test_calibrations_are_shown_and_damaged_ones_told():
+    found = {"strength": 0.25, "layers": [2], "divergence": 0.0987, "budget": 0.1, "measure": "kl"}
+    vectors = SteeringVectors({2: torch.ones(5)}, metadata={"calibration": [found]})
+    assert "strength 0.25 at layers (2,) costs 0.0987 of 0.1 (kl)" in text_of(vectors)
+    broken = SteeringVectors({2: torch.ones(5)}, metadata={"calibration": [{"strength": "x"}]})
+    with pytest.raises(ArtifactError, match="calibration"):
+        text_of(broken)
 
 
 def test_a_selection_keeps_its_figures():

@@ -10,9 +10,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-# Eager, unlike the rest: the submodule has the function's name, and importing it later from
-# inside the package would put the module in the function's place.
+# Eager, unlike the rest: the submodules have the functions' names, and importing them later from
+# inside the package would put the modules in the functions' place.
 from .align import align
+from .calibrate import calibrate
 
 # Public name -> the module that defines it; imported on first use, so that `import expertsteer`
 # loads neither transformers nor matplotlib.
@@ -27,6 +28,9 @@ _PUBLIC = {
     "ContrastSet": "contrast",
     "ContrastSetError": "contrast",
     "SteeringVectors": "vectors",
+    "Calibration": "calibrate",
+    "Comparison": "comparison",
+    "compare": "controls",
     "capture": "models",
     "mutual_information": "information",
     "pair_layers": "pair",
@@ -42,6 +46,8 @@ __all__ = [
     "RFM",
     "Alignment",
     "ArtifactError",
+    "Calibration",
+    "Comparison",
     "ContrastSet",
     "ContrastSetError",
     "ExpertSteer",
@@ -56,7 +62,9 @@ __all__ = [
     "__version__",
     "align",
     "attach",
+    "calibrate",
     "capture",
+    "compare",
     "fit_vectors",
     "mutual_information",
     "pair_layers",
@@ -84,7 +92,10 @@ if TYPE_CHECKING:
     from ._bank import Gate
     from ._files import ArtifactError
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
+    from .calibrate import Calibration
+    from .comparison import Comparison
     from .contrast import ContrastSet, ContrastSetError
+    from .controls import compare
     from .fit import fit_vectors
     from .information import mutual_information
     from .models import capture

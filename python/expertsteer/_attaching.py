@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._bank import Gate
 from ._positions import Positions
 from .ops import STEER_OPERATIONS
-from .vectors import SteeringVectors
+from .vectors import STORED, SteeringVectors
 
 MODES = ("auto", "fold", "slot")
 
@@ -140,6 +140,52 @@ def require_effect(vectors: SteeringVectors) -> None:
     idle = [layer for layer, vector in vectors.vectors.items() if not bool((vector != 0).any())]
     if idle:
         raise ValueError(f"vectors at layers {idle} are all zero and would have no effect")
+
+
+def resolved_strength(strength: Any, experts: Mapping[Any, SteeringVectors], operation: str):
+    """A finite number; for ``"auto"`` that of the calibration which the vectors carry.
+
+    Raises:
+        ValueError: a strength that is not finite or another word; ``"auto"`` for several vectors,
+            or without a calibration of exactly these vectors.
+    """
+    if isinstance(strength, str):
+        if strength != "auto":
+            raise ValueError(f"strength must be a number or 'auto', came {strength!r}")
+        if len(experts) > 1:
+            raise ValueError(
+                f"strength='auto' needs one SteeringVectors, came {len(experts)}, whose strengths "
+                "were calibrated one by one; calibrate their sum, or give a number"
+            )
+        return _stored_strength(next(iter(experts.values())), operation)
+    if not abs(float(strength)) < float("inf"):
+        raise ValueError(f"strength must be a finite number, came {strength}")
+    return float(strength)
+
+
+def _stored_strength(vectors: SteeringVectors, operation: str) -> float:
+    stored = vectors.metadata.get(STORED)
+    way_out = (
+        "run calibrate(model, vectors, texts, tokenizer, budget=...) and attach "
+        "vectors.with_calibration(result), or give a number"
+    )
+    if not stored:
+        raise ValueError(f"strength='auto': the vectors hold no calibration; {way_out}")
+    try:
+        for entry in stored:
+            if (entry["fingerprint"], entry["operation"]) == (vectors.fingerprint, operation):
+                return resolved_strength(float(entry["strength"]), {}, operation)
+        known = [(tuple(entry["layers"]), entry["operation"]) for entry in stored]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"strength='auto': metadata['{STORED}'] is damaged ({type(error).__name__}: {error}); "
+            f"{way_out}"
+        ) from error
+    raise ValueError(
+        f"strength='auto': no stored calibration is of these vectors at layers {vectors.layers} "
+        f"with operation {operation!r}; stored are {known}, of the vectors as they were then; "
+        f"{way_out}"
+    )
 
 
 def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_model: bool) -> None:

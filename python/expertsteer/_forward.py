@@ -44,6 +44,15 @@ def run_layers(model: nn.Module, found: DecoderLayers, ids: Tensor, mask: Tensor
     runner(**{name: value for name, value in inputs.items() if takes_all or name in accepted})
 
 
+def logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """``[B, T, V]`` of token ids and mask ``[B, T]``, in the model's own type, without a cache."""
+    device = _input_device(model)
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
+    accepted = inspect.signature(model.forward).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    return model(**{k: v for k, v in inputs.items() if takes_all or k in accepted}).logits
+
+
 def _input_device(model: nn.Module) -> torch.device:
     """Where token ids go: to the embedding, or to the first parameter that is not offloaded."""
     embedding = token_embedding(model)

@@ -144,6 +144,12 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def common_end(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many last tokens are the same."""
+    pairs = zip(reversed(a), reversed(b))
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+
+
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Example indices in batches of similar length, the longest first: memory fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])

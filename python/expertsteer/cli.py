@@ -79,12 +79,16 @@ def demo(
         "demo-output"
     ),
     seed: Seed = 0,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Every method and control at one price instead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Steer a small bundled target with a small bundled expert, beside its controls."""
+    from .demo.controls import run_controls
     from .demo.run import run_demo
 
-    result = run_demo(out, seed=seed, quiet=as_json)
+    result = (run_controls if controls else run_demo)(out, seed=seed, quiet=as_json)
     if as_json:
         _print_json(result.to_dict())
 
@@ -117,6 +121,12 @@ def fit(
     position: Annotated[str, typer.Option(help="last, mean, or a token index.")] = "last",
     batch_size: Annotated[int, typer.Option(help="Examples per forward pass.")] = 16,
     max_length: Annotated[int | None, typer.Option(help="Truncate longer examples.")] = None,
+    neutral: Annotated[
+        Path | None, typer.Option(help="Neutral texts, one a line: calibrate the strength.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="With --neutral: KL from unsteered, nats per token.")
+    ] = 0.1,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
     expert_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
@@ -150,6 +160,8 @@ def fit(
         position=position if position in ("last", "mean") else _integer("position", position),
         batch_size=batch_size,
         max_length=max_length,
+        neutral=None if neutral is None else _lines(neutral),
+        budget=budget,
         seed=seed,
         progress=not as_json,
     )
@@ -175,7 +187,9 @@ def generate(
     model: Annotated[str, typer.Option(help="Path or Hub id of the model to steer.")],
     vectors: Annotated[str, typer.Option(help="Folder or Hub id of steering vectors.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")] = "-",
-    strength: Annotated[float, typer.Option(help="In median norms of the states.")] = 0.5,
+    strength: Annotated[
+        str, typer.Option(help="In median norms of the states, or auto: as calibrated.")
+    ] = "0.5",
     positions: Annotated[Positions, typer.Option(help="Which tokens.")] = Positions.all,
     layers: Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 64,
@@ -203,7 +217,7 @@ def generate(
     if temperature != 0 and not 1e-3 <= temperature <= 1e3:
         raise ValueError(f"temperature must be 0 or lie in 0.001..1000, came {temperature}")
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
-    dtype = _torch_dtype(dtype)
+    dtype, amount = _torch_dtype(dtype), _strength(strength, loaded)
     network, tokenizer = load(model, device=device, dtype=dtype, revision=revision)
     sampling: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
     if temperature > 0:
@@ -213,11 +227,11 @@ def generate(
         "decoder_layers": decoder_layers,
         "check_model": check_model,
     }
-    texts = _continue(network, tokenizer, text, loaded, strength, options, sampling, seed)
+    texts = _continue(network, tokenizer, text, loaded, amount, options, sampling, seed)
     if not unsteered:
         texts.pop("unsteered")
     if as_json:
-        _print_json({"prompt": text, "strength": strength, "positions": positions.value} | texts)
+        _print_json({"prompt": text, "strength": amount, "positions": positions.value} | texts)
         return
     console = Console(soft_wrap=True)
     for name, continuation in texts.items():
@@ -307,6 +321,23 @@ def _integer(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"{name} must be whole numbers, came {text!r}") from None
+
+
+def _strength(text: str, vectors) -> float:
+    from ._attaching import resolved_strength
+
+    try:
+        value: Any = float(text)
+    except ValueError:
+        value = text
+    return resolved_strength(value, {0: vectors}, "add")
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"neutral: {path} holds no text; give one text a line")
+    return lines
 
 
 def _torch_dtype(name: str | None):

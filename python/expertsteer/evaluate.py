@@ -1,31 +1,30 @@
-"""Measure what steering does: answers chosen, loss, and how sure one can be of either.
+"""Measure what steering does: answers chosen and loss.
 
 Every function takes the model as it is, steered or not. Outside ``generate`` a steered model takes
 the whole text for its prompt; give ``Steering.set`` a ``prompt_length`` where that is not meant.
+`statistics` says how sure one can be of what they give.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
-from ._forward import evaluating, token_embedding
-from ._tokens import length_batches, padded
+from ._forward import evaluating, logits
+from ._tokens import common_end, length_batches, padded
+from .statistics import Interval, bootstrap_interval, paired_difference
 
-
-class Interval(NamedTuple):
-    """A mean with its bootstrap interval, all in the unit of the values."""
-
-    mean: float
-    low: float
-    high: float
+__all__ = [
+    "Interval",
+    "bootstrap_interval",
+    "choice_probabilities",
+    "mean_loss",
+    "paired_difference",
+]
 
 
 def choice_probabilities(
@@ -73,9 +72,17 @@ def choice_probabilities(
 
 
 def mean_loss(
-    model: nn.Module, tokenizer: Any, texts: Sequence[str], batch_size: int = 64
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    *,
+    context: str = "",
 ) -> Tensor:
     """Cross-entropy of each text in nats per token, the first token excepted: ``[N]`` float64.
+
+    Args:
+        context: text put before each, read and not scored: the same tokens count as without it.
 
     Raises:
         ValueError: no texts, or one with fewer than two tokens.
@@ -88,60 +95,13 @@ def mean_loss(
             raise ValueError(
                 f"texts: {text!r} has {len(ids)} tokens, a loss needs at least 2; drop it"
             )
-    total = _log_probabilities(model, [(ids, 1) for ids in rows], batch_size)
-    return -total / torch.tensor([len(ids) - 1 for ids in rows], dtype=torch.float64)
-
-
-def bootstrap_interval(
-    values: Sequence[float] | Tensor,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Mean of N independent values with its percentile-bootstrap interval.
-
-    Values that are all equal have an interval of width zero: the bootstrap knows only the sample.
-
-    Raises:
-        ValueError: fewer than two values, non-finite ones, a confidence outside (0, 1).
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or sample.size < 2 or not np.isfinite(sample).all():
-        raise ValueError(
-            "values must be at least two finite numbers in one dimension, came shape "
-            f"{sample.shape} with {int((~np.isfinite(sample)).sum())} non-finite"
-        )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, came {confidence}")
-    result = stats.bootstrap(
-        (sample,),
-        np.mean,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = result.confidence_interval
-    return Interval(float(sample.mean()), float(low), float(high))
-
-
-def paired_difference(
-    values: Sequence[float] | Tensor, baseline: Sequence[float] | Tensor, **options: Any
-) -> Interval:
-    """Mean of ``values - baseline`` over the same N items, with its bootstrap interval.
-
-    Pairing removes what the items have in common (a hard question is hard for both), so this
-    interval is narrower than two separate ones suggest. Options as in `bootstrap_interval`.
-
-    Raises:
-        ValueError: different numbers of items.
-    """
-    a, b = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(
-            f"values and baseline must be over the same items, came shapes {a.shape} and {b.shape}"
-        )
-    return bootstrap_interval(a - b, **options)
+    whole = _encode(tokenizer, [context + text for text in texts]) if context else rows
+    scored = [min(common_end(ids, all_ids), len(ids) - 1) for ids, all_ids in zip(rows, whole)]
+    if min(scored) < 1:
+        raise ValueError(f"context {context!r} merges with a text; let it end in a space or line")
+    sequences = [(ids, len(ids) - count) for ids, count in zip(whole, scored)]
+    total = _log_probabilities(model, sequences, batch_size)
+    return -total / torch.tensor(scored, dtype=torch.float64)
 
 
 def _choice_table(prompts, choices) -> list[list[str]]:
@@ -188,8 +148,8 @@ def _log_probabilities(
     total = torch.zeros(len(sequences), dtype=torch.float64)
     with torch.inference_mode(), evaluating(model):
         for batch in length_batches([len(ids) for _, ids in inputs], batch_size):
-            logits = _logits(model, *padded([inputs[i][1] for i in batch]))  # [B, T, V]
-            for i, scores in zip(batch, logits):
+            out = logits(model, *padded([inputs[i][1] for i in batch]))  # [B, T, V]
+            for i, scores in zip(batch, out):
                 start, ids = inputs[i]
                 scores = scores[start - 1 : len(ids)].float().log_softmax(dim=-1).cpu()
                 path = scores[:-1].gather(1, torch.tensor(ids[start:]).view(-1, 1)).double().sum()
@@ -197,13 +157,3 @@ def _log_probabilities(
                 last = [sequences[row][0][-1] for row in rows]
                 total[rows] = path + scores[-1, last].double()
     return total
-
-
-def _logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    embedding = token_embedding(model)
-    weight = next((embedding if embedding is not None else model).parameters())
-    device = torch.device("cpu") if weight.device.type == "meta" else weight.device
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
-    accepted = inspect.signature(model.forward).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    return model(**{k: v for k, v in inputs.items() if takes_all or k in accepted}).logits

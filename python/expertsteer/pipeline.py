@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from .align import METHODS, ROTATIONS, SOLVERS, align
 from .artifacts import Alignment, HiddenStates, LayerPairing, MutualInformation
+from .calibrate import Calibration, calibrate, checked_budget
 from .contrast import ContrastSet
 from .fit import METHODS as DIRECTIONS
 from .fit import fit_vectors
@@ -30,10 +32,13 @@ class ExpertSteer:
         estimator, components, null: see `mutual_information`.
         direction, rfm, validation: see `fit_vectors` (``direction`` is its ``method``).
         position, batch_size, max_length: see `capture`.
+        neutral: texts that steering should leave alone; with them the strength is calibrated on
+            the target, and ``attach(..., strength="auto")`` uses it. budget, measure: see
+            `calibrate`.
         seed: of every random choice.
 
     After ``fit``: ``expert_``, ``target_`` (the captures), ``alignment_``, ``information_`` and
-    ``pairing_``.
+    ``pairing_``; with ``neutral`` also ``calibration_``.
     """
 
     pairs: int | None = None
@@ -51,6 +56,9 @@ class ExpertSteer:
     position: str | int = "last"
     batch_size: int = 16
     max_length: int | None = None
+    neutral: Sequence[str] | None = None
+    budget: float = 0.1
+    measure: str = "kl"
     seed: int = 0
     progress: bool = True
 
@@ -75,6 +83,9 @@ class ExpertSteer:
             raise ValueError(f"pairs must be at least 1, came {self.pairs}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be a share in [0, 1), came {self.validation}")
+        checked_budget(self.budget, self.measure)
+        if self.neutral is not None and (isinstance(self.neutral, str) or not len(self.neutral)):
+            raise ValueError(f"neutral must be a list of texts or None, came {self.neutral!r}")
 
     def fit(
         self,
@@ -104,12 +115,16 @@ class ExpertSteer:
         """
         expert = (expert_options or {}) | load_options
         target = (target_options or {}) | load_options
-        self.expert_ = self._capture(expert_model, expert_tokenizer, contrast, expert)
-        self.target_ = self._capture(target_model, target_tokenizer, contrast, target)
-        return self.fit_states(self.expert_, self.target_)
+        # Only the states are kept: the expert is gone before the target is loaded.
+        self.expert_ = self._capture(expert_model, expert_tokenizer, contrast, expert)[0]
+        self.target_, loaded = self._capture(target_model, target_tokenizer, contrast, target)
+        if self.neutral is None:
+            loaded = None  # not in memory while fitting
+        vectors = self.fit_states(self.expert_, self.target_)
+        return vectors if loaded is None else self._calibrated(vectors, *loaded, target)
 
     def fit_states(self, expert: HiddenStates, target: HiddenStates) -> SteeringVectors:
-        """The same from captures that exist already."""
+        """The same from captures that exist already, without calibration."""
         self.alignment_: Alignment = align(
             expert,
             target,
@@ -146,13 +161,28 @@ class ExpertSteer:
             seed=self.seed,
         )
 
+    def _calibrated(
+        self, vectors: SteeringVectors, model: nn.Module, tokenizer: Any, options: dict[str, Any]
+    ) -> SteeringVectors:
+        self.calibration_: Calibration = calibrate(
+            model,
+            vectors,
+            self.neutral,
+            tokenizer,
+            budget=self.budget,
+            measure=self.measure,
+            batch_size=self.batch_size,
+            decoder_layers=options.get("decoder_layers"),
+        )
+        return vectors.with_calibration(self.calibration_)
+
     def _capture(
         self, model: Any, tokenizer: Any, contrast: ContrastSet, options: dict[str, Any]
-    ) -> HiddenStates:
+    ) -> tuple[HiddenStates, tuple[nn.Module, Any]]:
         reading = {n: options[n] for n in ("decoder_layers", "layers") if n in options}
         loading = {n: v for n, v in options.items() if n not in reading}
         model, tokenizer = load(model, tokenizer, **loading)
-        return capture(
+        states = capture(
             model,
             tokenizer,
             contrast,
@@ -162,3 +192,4 @@ class ExpertSteer:
             progress=self.progress,
             **reading,
         )
+        return states, (model, tokenizer)

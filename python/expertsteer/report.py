@@ -16,7 +16,9 @@ from torch import Tensor
 from .artifacts import LayerPairing
 
 if TYPE_CHECKING:
+    from .comparison import Comparison
     from .demo.run import Row
+    from .statistics import PairedTest
 
 INK, MUTED, ACCENT = "#1c2733", "#6b7885", "#c4502b"
 LINES = ("#c4502b", "#2f6db3", "#3f8f5b", "#8a5aa8", "#8d8d8d")
@@ -46,6 +48,43 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
             style="bold" if row.is_default else None,
         )
     return table
+
+
+def comparison_table(comparison: Comparison, title: str) -> Table:
+    """Every method at the same divergence budget: score, price, chosen settings, tests."""
+    unit = "nats per token" if comparison.measure == "kl" else "perplexity ratio"
+    family = max((t.family for r in comparison.rows for t in r.against.values()), default=1)
+    caption = (
+        f"budget {comparison.budget:g} {unit}; [ ] 95 % bootstrap intervals; p after Holm's "
+        f"correction over {family} tests, ↓ where the method is lower; * over the budget"
+    )
+    table = Table(title=title, caption=caption)
+    table.add_column("steered by", min_width=22)
+    names = [*comparison.rows[0].prices]
+    for name in ("score", "diver-\ngence", *names, "layers", "strength"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("p, un-\nsteered", "p, best\nrandom"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison.rows:
+        mean, low, high = row.score
+        p = [_p_value(test) for test in row.against.values()]
+        setting = "-" if row.strength is None else f"{row.strength:.2f}"
+        setting = f"{row.extra_tokens} tokens" if row.prompt else setting
+        table.add_row(
+            row.name,
+            f"{mean:.2f} [{low:.2f}, {high:.2f}]".replace("0.", "."),
+            f"{row.divergence:.3f}" + ("" if row.within else "*"),
+            *(f"{row.prices[name]:.2f}" for name in names),
+            ", ".join(map(str, row.layers)) or "-",
+            setting,
+            *(p or ["-", "-"]),
+        )
+    return table
+
+
+def _p_value(test: PairedTest) -> str:
+    p = test.p_value if test.adjusted is None else test.adjusted
+    return ("<.0001" if p < 1e-4 else f"{p:.2g}") + (" ↓" if test.difference.mean < 0 else "")
 
 
 def heat_map(

@@ -15,7 +15,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import _checkpointing
-from ._attaching import by_name, checked_experts, checked_prompt_length, choose_mode, require_effect
+from ._attaching import (
+    by_name,
+    checked_experts,
+    checked_prompt_length,
+    choose_mode,
+    require_effect,
+    resolved_strength,
+)
 from ._bank import Bank, Gate
 from ._decoder import uncompiled
 from ._installed import Installed
@@ -30,7 +37,7 @@ def attach(
     model: nn.Module,
     vectors: SteeringVectors | Sequence[SteeringVectors] | Mapping[str, SteeringVectors],
     *,
-    strength: float = 1.0,
+    strength: float | str = 1.0,
     positions: Positions = "all",
     operation: str = "add",
     gate: Gate | None = None,
@@ -46,7 +53,9 @@ def attach(
             compiled one compiles once more, and no change of what is added does.
         vectors: what to add: at layer t ``strength * scales[t] * vectors[t]``. Several, in a list
             or by name, are all added unless ``set_rows`` chooses among them per sequence.
-        strength: with fitted vectors a pure number, in units of the median norm of the states.
+        strength: with fitted vectors a pure number, in units of the median norm of the states;
+            ``"auto"`` takes that of the calibration which the vectors carry (see `calibrate` and
+            `SteeringVectors.with_calibration`).
         positions: ``"all"`` tokens, those of the ``"prompt"``, the ``"generated"`` ones, or
             ``"last"`` (the token each prediction is made from: the prompt's last and all
             generated ones); a mask ``[batch or 1, length]`` over the padded sequence, whose end
@@ -69,9 +78,9 @@ def attach(
 
     Raises:
         ValueError: a layer out of range, another width, vectors fitted for another model, unknown
-            positions, operation or mode, a strength that is not finite, a vector of zeros, a
-            backend that cannot serve the model, ``mode="fold"`` where that is not exact, a model
-            already steered.
+            positions, operation or mode, a strength that is not finite, ``"auto"`` without a
+            calibration of these vectors, a vector of zeros, a backend that cannot serve the
+            model, ``mode="fold"`` where that is not exact, a model already steered.
     """
     from .models import find_decoder
 
@@ -84,6 +93,7 @@ def attach(
         )
     experts = checked_experts(model, vectors, decoder, check_model, operation, gate)
     positions = checked_positions(positions)
+    strength = resolved_strength(strength, experts, operation)
     chosen = choose_mode(model, experts, positions, operation, gate, mode, backend, decoder_layers)
     steering = Steering(model, decoder, Bank(experts, operation, gate), backend, chosen)
     steering.fixed = mode != "auto"
@@ -119,7 +129,7 @@ class Steering(Installed):
 
     def set(
         self,
-        strength: float | None = None,
+        strength: float | str | None = None,
         positions: Positions | None = None,
         *,
         vectors: Any = None,
@@ -142,17 +152,18 @@ class Steering(Installed):
         """
         self._require_attached()
         self.watched.require_finite(self.bank)
-        if strength is not None and not abs(float(strength)) < float("inf"):
-            raise ValueError(f"strength must be a finite number, came {strength}")
         if positions is not None:
             positions = checked_positions(positions)
         if prompt_length is not _KEEP:
             prompt_length = checked_prompt_length(prompt_length)
         experts = self.bank.experts if vectors is None else self._others(vectors)
+        if strength is None:
+            strength = self.strength
+        strength = resolved_strength(strength, experts, self.operation)
         slots = not (positions is None or (isinstance(positions, str) and positions == "all"))
         self._require_slots(slots)
         before = self.bank.snapshot()
-        self.bank.fill(experts, self.strength if strength is None else float(strength))
+        self.bank.fill(experts, strength)
         self._leave_fold(slots)
         place, self.positions = self.positions, self.positions if positions is None else positions
         try:
@@ -228,9 +239,7 @@ class Steering(Installed):
         self.detach()
 
     def _start(self, strength: float, positions: Positions) -> None:
-        if not abs(float(strength)) < float("inf"):
-            raise ValueError(f"strength must be a finite number, came {strength}")
-        self.bank.fill(self.bank.experts, float(strength))
+        self.bank.fill(self.bank.experts, strength)
         self.positions = positions
         self.traced.set_positions(positions)
         try:

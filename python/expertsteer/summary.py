@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ._files import parsing
-from .vectors import SteeringVectors
+from .vectors import STORED, SteeringVectors
 
 
 def describe_vectors(vectors: SteeringVectors) -> dict[str, Any]:
@@ -99,3 +99,11 @@ def _provenance(metadata: dict[str, Any]):
             yield name, str(value)
     if "pairing" in metadata:
         yield "pairing", metadata["pairing"]["rule"]
+    with parsing("metadata", STORED):
+        lines = [
+            f"strength {c['strength']:.4g} at layers {tuple(c['layers'])} costs "
+            f"{c['divergence']:.4g} of {c['budget']:g} ({c['measure']})"
+            for c in metadata.get(STORED, [])
+        ]
+    for line in lines:
+        yield "calibration", line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
 import tempfile
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from torch import Tensor
 from ._files import parsing, read_artifact, write_artifact
 from .artifacts import require_finite
 
+if TYPE_CHECKING:
+    from .calibrate import Calibration
+
 KIND = "steering_vectors"
+STORED = "calibration"  # the metadata's name for what ``strength="auto"`` reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +108,36 @@ class SteeringVectors:
             vectors={i: self.vectors[i] for i in layers},
             scales={i: self.scales[i] for i in layers},
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these displacements from others, whatever became of the metadata."""
+        digest = hashlib.sha256()
+        for layer in self.layers:
+            digest.update(f"{layer}:".encode())
+            digest.update(self.displacement(layer).double().cpu().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def with_calibration(self, *results: Calibration) -> SteeringVectors:
+        """The same vectors, which then can be attached with ``strength="auto"``.
+
+        Args:
+            results: of `calibrate` for these vectors, at all or some of their layers; an earlier
+                one for the same layers and operation is replaced.
+
+        Raises:
+            ValueError: a calibration of other vectors.
+        """
+        stored = {(e["fingerprint"], e["operation"]): e for e in self.metadata.get(STORED, [])}
+        for result in results:
+            here = set(result.layers) <= set(self.layers)
+            if not here or result.fingerprint != self.select(result.layers).fingerprint:
+                raise ValueError(
+                    f"results: the calibration for layers {result.layers} was made of other "
+                    f"vectors than these at layers {self.layers}; calibrate these"
+                )
+            stored[result.fingerprint, result.operation] = result.to_dict()
+        return replace(self, metadata=self.metadata | {STORED: list(stored.values())})
 
     def __mul__(self, factor: float) -> SteeringVectors:
         if not isinstance(factor, (int, float)):

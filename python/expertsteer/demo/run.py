@@ -24,11 +24,12 @@ from .._files import to_json
 from .._progress import progress
 from ..align import align
 from ..artifacts import HiddenStates, LayerPairing
-from ..evaluate import Interval, bootstrap_interval, choice_probabilities, mean_loss
+from ..evaluate import choice_probabilities, mean_loss
 from ..fit import fit_vectors
 from ..information import mutual_information
 from ..models import capture
 from ..pair import pair_layers
+from ..statistics import Interval, bootstrap_interval, corrected, paired_test, verdict
 from ..steer import Steering, attach
 from ..vectors import SteeringVectors
 from . import contrast_set, load, world
@@ -44,7 +45,8 @@ class Row:
     """One method: what it did on the test questions, and the settings validation chose.
 
     ``accuracy`` counts questions whose most probable answer is the specialist's; ``probability``
-    is that answer's, among all choices; losses are in nats per token.
+    is that answer's, among all choices; losses are in nats per token. ``right`` tells it for every
+    question: 1 or 0, or the share of several directions.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Row:
     layers: tuple[int, ...] = ()
     strength: float | None = None
     is_default: bool = False
+    right: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,26 @@ class DemoResult:
     def row(self, name: str) -> Row:
         return next(r for r in self.rows if r.name == name)
 
+    def verdict(self) -> str:
+        """One sentence on the default against the unsteered model and the best random direction.
+
+        P-values are corrected for those two tests of every method in the table.
+        """
+        controls = self.rows[0], next(r for r in self.rows if "best of" in r.name)
+        methods = [r for r in self.rows[1:] if not r.name.startswith("random")]
+        tests = {
+            (row.name, control.name): paired_test(row.right, control.right, seed=self.seed)
+            for row in methods
+            for control in controls
+        }
+        tests = corrected(tests)
+        return verdict(DEFAULT, {c.name: tests[DEFAULT, c.name] for c in controls})
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"verdict": self.verdict()}
 
 
-class _Bench:
+class Bench:
     """The target model with the questions and texts that every method is measured on."""
 
     def __init__(self) -> None:
@@ -83,17 +101,20 @@ class _Bench:
         self.plain = world.plain_texts()
         self.held_plain = world.plain_texts(40, seed=3)  # for choosing, never reported
 
-    def answers(self, split: str) -> tuple[Tensor, Tensor]:
-        """Whether the specialist's answer is on top, and its probability; ``[N]`` each."""
+    def answers(self, split: str, prefix: str = "") -> tuple[Tensor, Tensor]:
+        """Whether the specialist's answer is on top, and its probability; ``[N]`` each.
+
+        ``prefix`` is put before each question.
+        """
         questions = self.questions[split]
-        prompts = [q.prompt for q in questions]
+        prompts = [prefix + q.prompt for q in questions]
         choices = [[f" {choice}" for choice in q.choices] for q in questions]
         belief = choice_probabilities(self.model, self.tokenizer, prompts, choices)
         own = torch.tensor([q.choices.index(q.answers[world.SPECIALIST]) for q in questions])
         return (belief.argmax(dim=1) == own).double(), belief.gather(1, own.unsqueeze(1))[:, 0]
 
-    def loss(self, texts: list[str]) -> float:
-        return float(mean_loss(self.model, self.tokenizer, texts).mean())
+    def loss(self, texts: list[str], prefix: str = "") -> float:
+        return float(mean_loss(self.model, self.tokenizer, texts, context=prefix).mean())
 
     def measure(self, name: str, **settings: Any) -> Row:
         """The test figures of the model as it is now."""
@@ -104,6 +125,7 @@ class _Bench:
             bootstrap_interval(probability),
             self.loss(self.other),
             self.loss(self.plain),
+            right=tuple(right.tolist()),
             **settings,
         )
 
@@ -152,12 +174,12 @@ def run_demo(
     if plot and not report.can_plot():
         raise ValueError("plot=True needs matplotlib: pip install 'expertsteer[plot]'")
     plot = report.can_plot() if plot is None else plot
-    with _one_thread():
+    with one_thread():
         return _run(Path(out), seed, plot, quiet)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The models are so small that threads wait for one another longer than they compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -168,7 +190,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _run(out: Path, seed: int, plot: bool, quiet: bool) -> DemoResult:
-    started, bench = time.perf_counter(), _Bench()
+    started, bench = time.perf_counter(), Bench()
     contrast = contrast_set()
     expert_model, expert_tokenizer = load("expert")
     expert = capture(expert_model, expert_tokenizer, contrast, progress=not quiet)
@@ -217,7 +239,7 @@ def _methods(
     }
 
 
-def _random_rows(bench: _Bench, target: HiddenStates, seed: int, quiet: bool) -> list[Row]:
+def _random_rows(bench: Bench, target: HiddenStates, seed: int, quiet: bool) -> list[Row]:
     """Random directions of the same norm: their mean, and the best of them on the test itself.
 
     They have no sign of their own, so both are tried: more freedom than any fitted row gets.
@@ -242,6 +264,7 @@ def _random_rows(bench: _Bench, target: HiddenStates, seed: int, quiet: bool) ->
         bootstrap_interval(probability),
         sum(r.other_loss for r in rows) / len(rows),
         sum(r.plain_loss for r in rows) / len(rows),
+        right=tuple(right.tolist()),
     )
     best = max(rows, key=lambda r: r.accuracy.mean)
     return [mean, replace(best, name=f"random directions, best of {len(rows)}")]
@@ -255,7 +278,7 @@ def _with_figures(vectors: SteeringVectors, rows: list[Row]) -> SteeringVectors:
     return replace(vectors, metadata=vectors.metadata | {"demo": measured})
 
 
-def _samples(bench: _Bench, vectors: SteeringVectors, strength: float) -> list[dict[str, str]]:
+def _samples(bench: Bench, vectors: SteeringVectors, strength: float) -> list[dict[str, str]]:
     """One test question of each attribute, about different animals, with and without steering."""
     with attach(bench.model, vectors) as steering:
         return [
@@ -269,7 +292,7 @@ def _samples(bench: _Bench, vectors: SteeringVectors, strength: float) -> list[d
         ]
 
 
-def _answer(bench: _Bench, steering: Steering, prompt: str, strength: float) -> str:
+def _answer(bench: Bench, steering: Steering, prompt: str, strength: float) -> str:
     steering.set(strength=strength)
     inputs = bench.tokenizer(prompt, return_tensors="pt")
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -277,7 +300,7 @@ def _answer(bench: _Bench, steering: Steering, prompt: str, strength: float) -> 
     return bench.tokenizer.decode(new[0, ids.shape[1] :])
 
 
-def _curves(bench: _Bench, methods: dict[str, SteeringVectors], rows: list[Row], quiet: bool):
+def _curves(bench: Bench, methods: dict[str, SteeringVectors], rows: list[Row], quiet: bool):
     """Accuracy and price over the strengths, at the layers each method was given."""
     names = [DEFAULT, "target's own RFM", "target's own mean difference"]
     names += ["expert: bare auto-encoder + RFM", "expert: shuffled labels"]
@@ -310,7 +333,5 @@ def _print(result: DemoResult, out: Path, questions: int) -> None:
     for sample in result.samples:
         answers.add_row(*(sample[column.header] for column in answers.columns))
     console.print(answers)
-    best = next(r for r in result.rows if "best of" in r.name).accuracy.mean
-    gain = 100 * (result.row(DEFAULT).accuracy.mean - best)
-    console.print(f"The default is {gain:+.0f} points of accuracy from the best random direction.")
+    console.print(result.verdict(), markup=False, highlight=False)
     console.print(f"{result.seconds:.0f} s; vectors, figures and pictures are in {out}/")
