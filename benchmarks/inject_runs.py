@@ -89,7 +89,7 @@ def passes(width: int, batch: int, budget: float) -> list[dict]:
                     steering = stack.enter_context(cases.attached(model, deltas, "slot"))
                     mask = torch.ones_like(ids)
                     prompt = Prompt.of_generate(model, (ids,), {"attention_mask": mask})
-                    steering.current.prompt = prompt
+                    stack.enter_context(steering.generating(prompt))
                     if "rows" in tool:
                         steering.set(positions="generated").set_rows([0] * batch)
                 timed[tool, name] = lambda model=model: model.model(**step, use_cache=True)

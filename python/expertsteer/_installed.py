@@ -132,6 +132,23 @@ class Installed:
             for layer, fold in self.folds.items():
                 fold.write(self.bank.displacement(layer))
 
+    @contextmanager
+    def generating(self, prompt: Prompt) -> Iterator[None]:
+        """One ``generate`` of this thread; compiled passes know one at a time."""
+        here = self.current
+        outer, here.prompt = here.prompt, prompt
+        self._tell_prompt(prompt)
+        try:
+            yield
+        finally:
+            here.prompt = outer
+            self._tell_prompt(outer)
+
+    def _tell_prompt(self, prompt: Prompt) -> None:
+        self.passes.set_prompt(-1 if prompt.length is None else prompt.length)
+        known = self.prompt_length if prompt.length is None else prompt.length
+        self.traced.set_prompt(known, prompt.mask)
+
     def require_rows(self, batch: int, prompt: Prompt) -> None:
         """Another batch than rows were set for must be copies that ``generate`` made."""
         given = self.bank.sequences

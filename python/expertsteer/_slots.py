@@ -330,15 +330,7 @@ class GenerateSlot(_Unmovable):
         if self.off:
             return self.original(*args, **kwargs)
         steering = self.steering
-        here = steering.current
-        outer, here.prompt = here.prompt, Prompt.of_generate(steering.model, args, kwargs)
-        steering.traced.set_prompt(here.prompt.length, here.prompt.mask)
-        steering.passes.set_prompt(here.prompt.length)
-        try:
+        with steering.generating(Prompt.of_generate(steering.model, args, kwargs)):
             output = self.original(*args, **kwargs)
-        finally:
-            here.prompt = outer
-            steering.passes.set_prompt(-1 if outer.length is None else outer.length)
-            steering.traced.set_prompt(steering.prompt_length)
         steering.watched.require_finite(steering.bank)
         return output

@@ -1,0 +1,145 @@
+#include "passes.h"
+
+#include <new>
+
+#include "finite.h"
+
+namespace expertsteer {
+
+PyTypeObject* passes_type = nullptr;
+
+OpenPass* pass_of_this_thread(PassesObject* self) {
+  const unsigned long thread = PyThread_get_thread_ident();
+  for (OpenPass& pass : *self->passes) {
+    if (pass.thread == thread) return &pass;
+  }
+  return nullptr;
+}
+
+OpenPass* new_or_known_pass(PassesObject* self) {
+  OpenPass* pass = pass_of_this_thread(self);
+  if (!pass) {
+    pass = &self->passes->emplace_back();
+    pass->thread = PyThread_get_thread_ident();
+  }
+  return pass;
+}
+
+void open_pass(PassesObject* self, OpenPass* pass, bool steers, std::int64_t batch,
+               std::int64_t tokens) {
+  pass->open = true;
+  pass->steers = steers;
+  pass->batch = batch;
+  pass->tokens = tokens;
+  pass->mask = nullptr;
+  pass->serial = ++self->serial;
+  pass->ran = 0;
+}
+
+PyObject* all_finite(PyObject*, PyObject* tensor) {
+  DLTensor view;
+  if (!is_plain_tensor(tensor) || !view_of(tensor, &view)) {
+    if (PyErr_Occurred()) return nullptr;
+    Py_RETURN_NONE;
+  }
+  std::int64_t count = 1;
+  for (int i = view.ndim - 1; i >= 0; --i) {
+    if (view.shape[i] != 1 && view.strides && view.strides[i] != count) Py_RETURN_NONE;
+    count *= view.shape[i];
+  }
+  const bool known = view.device.type == kDLCPU && view.dtype.lanes == 1;
+  const void* data = static_cast<const char*>(view.data) + view.byte_offset;
+  if (known && view.dtype.code == kDLFloat && view.dtype.bits == 32) {
+    return PyBool_FromLong(
+        finite<std::uint32_t>(static_cast<const std::uint32_t*>(data), count, 0x7f800000u));
+  }
+  if (known && (view.dtype.code == kDLFloat || view.dtype.code == kDLBfloat) &&
+      view.dtype.bits == 16) {
+    return PyBool_FromLong(finite<std::uint16_t>(static_cast<const std::uint16_t*>(data), count,
+                                                 view.dtype.code == kDLBfloat ? 0x7f80 : 0x7c00));
+  }
+  Py_RETURN_NONE;
+}
+
+namespace {
+
+PyObject* passes_new(PyTypeObject* type, PyObject*, PyObject*) {
+  auto* self = reinterpret_cast<PassesObject*>(type->tp_alloc(type, 0));
+  if (self) self->passes = new (std::nothrow) std::list<OpenPass>();
+  if (self && !self->passes) {
+    Py_DECREF(self);
+    return PyErr_NoMemory();
+  }
+  return reinterpret_cast<PyObject*>(self);
+}
+
+void passes_dealloc(PyObject* object) {
+  PyTypeObject* type = Py_TYPE(object);
+  delete reinterpret_cast<PassesObject*>(object)->passes;
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+// open(steers, batch, tokens, mask, mask_batch_stride, mask_token_stride, mask_device_type,
+//      mask_device_id) -> serial
+PyObject* passes_open(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  constexpr int kCount = 8;
+  if (count != kCount) {
+    PyErr_SetString(PyExc_TypeError, "open takes eight integers");
+    return nullptr;
+  }
+  std::int64_t numbers[kCount];
+  for (int i = 0; i < kCount; ++i) numbers[i] = PyLong_AsLongLong(args[i]);
+  if (PyErr_Occurred()) return nullptr;
+  auto* self = reinterpret_cast<PassesObject*>(object);
+  OpenPass* pass = new_or_known_pass(self);
+  open_pass(self, pass, numbers[0] != 0, numbers[1], numbers[2]);
+  pass->mask = reinterpret_cast<const std::uint8_t*>(numbers[3]);
+  pass->mask_batch_stride = numbers[4];
+  pass->mask_token_stride = numbers[5];
+  pass->mask_device =
+      DLDevice{static_cast<std::int32_t>(numbers[6]), static_cast<std::int32_t>(numbers[7])};
+  return PyLong_FromLongLong(pass->serial);
+}
+
+// close() -> how many slots ran in the pass
+PyObject* passes_close(PyObject* object, PyObject*) {
+  auto* self = reinterpret_cast<PassesObject*>(object);
+  OpenPass* pass = pass_of_this_thread(self);
+  const std::int64_t ran = pass ? pass->ran : 0;
+  if (pass) pass->open = false;
+  return PyLong_FromLongLong(ran);
+}
+
+// set_prompt(length): where the prompt of the running `generate` ends, -1 where it is over
+PyObject* passes_set_prompt(PyObject* object, PyObject* length) {
+  const std::int64_t value = PyLong_AsLongLong(length);
+  if (PyErr_Occurred()) return nullptr;
+  new_or_known_pass(reinterpret_cast<PassesObject*>(object))->prompt_length = value;
+  Py_RETURN_NONE;
+}
+
+PyMethodDef passes_methods[] = {
+    {"open", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(passes_open)), METH_FASTCALL,
+     nullptr},
+    {"close", passes_close, METH_NOARGS, nullptr},
+    {"set_prompt", passes_set_prompt, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyType_Slot passes_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(passes_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(passes_dealloc)},
+    {Py_tp_methods, passes_methods},
+    {0, nullptr},
+};
+PyType_Spec passes_spec = {"expertsteer._C.Passes", sizeof(PassesObject), 0, Py_TPFLAGS_DEFAULT,
+                           passes_slots};
+
+}  // namespace
+
+PyTypeObject* define_passes() {
+  return passes_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&passes_spec));
+}
+
+}  // namespace expertsteer
