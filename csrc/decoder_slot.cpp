@@ -74,13 +74,14 @@ std::int64_t cached_tokens(PyObject* kwargs) {
 
 // 1: all tokens are steered, 0: none, -1: Python has to tell.
 int placed(const DecoderSlotObject* self, const OpenPass* pass, PyObject* kwargs) {
-  if (pass->prompt_length >= 0) {
-    const std::int64_t offset = cached_tokens(kwargs);
-    if (offset >= pass->prompt_length) return self->positions == 1 ? 0 : 1;
+  if (self->positions == 0) {
+    PyObject* mask = given(kwargs, names.attention_mask);
+    if (!mask || pads_nothing(mask)) return 1;
   }
-  if (self->positions != 0) return -1;
-  PyObject* mask = given(kwargs, names.attention_mask);
-  return !mask || pads_nothing(mask) ? 1 : -1;
+  if (pass->prompt_length < 0) return -1;
+  const std::int64_t offset = cached_tokens(kwargs);
+  if (offset < pass->prompt_length) return -1;
+  return self->positions == 1 ? 0 : 1;
 }
 
 bool shape_of(PyObject* kwargs, std::int64_t* batch, std::int64_t* tokens) {
