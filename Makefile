@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
+# Each process runs one thread; more than four mostly start up.
+TEST_PROCESSES ?= logical
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench bench-gpu clean
@@ -14,7 +16,7 @@ demo: $(VENV)/.installed  ## steer the bundled target with the bundled expert, w
 	$(BIN)/expertsteer demo --out $(OUT)
 
 test: $(VENV)/.installed  ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
 	$(BIN)/ruff check python tests benchmarks

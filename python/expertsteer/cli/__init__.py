@@ -1,0 +1,35 @@
+"""The command line: the Python calls, with readable errors (exit code 2) instead of tracebacks.
+
+One file per command; they import the package where they run, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from .demo import demo
+from .fit import fit
+from .generate import generate
+from .inspect import inspect
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Steer one language model with what another one knows.",
+)
+for command in (demo, fit, generate, inspect):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of ``expertsteer``; bad input ends in one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)

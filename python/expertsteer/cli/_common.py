@@ -1,0 +1,57 @@
+"""What the commands share: options, and how input is read and results are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one json document instead of text.")]
+
+
+def show(vectors, folder: Path | str, as_json: bool) -> None:
+    """What a folder of steering vectors holds, as a table or as json."""
+    from ..summary import describe_vectors, vectors_table
+
+    if as_json:
+        print_json({"folder": str(folder)} | describe_vectors(vectors))
+    else:
+        Console().print(vectors_table(vectors, str(folder)))
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One strict json document on standard output."""
+    from .._files import to_json
+
+    typer.echo(to_json(document))
+
+
+def integer(name: str, text: str) -> int:
+    """``text`` as a whole number; the error names the option."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers, came {text!r}") from None
+
+
+def lines(name: str, path: Path) -> list[str]:
+    """The texts of a file, one a line; the error names the option."""
+    found = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not found:
+        raise ValueError(f"{name}: {path} holds no text; give one text a line")
+    return found
+
+
+def torch_dtype(name: str | None):
+    """The torch type of that name; ``None`` stays ``None``."""
+    import torch
+
+    if name is None:
+        return None
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be a torch dtype such as bfloat16 or float32, came {name!r}")
+    return dtype

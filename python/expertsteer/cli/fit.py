@@ -1,0 +1,134 @@
+"""``expertsteer fit``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._common import Json, Seed, integer, lines, show, torch_dtype
+
+
+class Rule(str, Enum):
+    lowest = "lowest"
+    highest = "highest"
+    random = "random"
+
+
+class Align(str, Enum):
+    autoencoder = "autoencoder"
+    ridge = "ridge"
+    identity = "identity"
+
+
+class Estimator(str, Enum):
+    gaussian = "gaussian"
+    ksg = "ksg"
+    renyi2 = "renyi2"
+
+
+class Solver(str, Enum):
+    closed_form = "closed_form"
+    adam = "adam"
+
+
+class Rotation(str, Enum):
+    procrustes = "procrustes"
+    none = "none"
+
+
+class Direction(str, Enum):
+    rfm = "rfm"
+    mean_difference = "mean_difference"
+    pca = "pca"
+    logistic = "logistic"
+
+
+def fit(
+    expert: Annotated[str, typer.Option(help="Path or Hub id of the model that knows.")],
+    target: Annotated[str, typer.Option(help="Path or Hub id of the model to steer.")],
+    contrast: Annotated[Path, typer.Option(help="jsonl contrast set.")],
+    out: Annotated[Path, typer.Option(help="Folder for the steering vectors.")],
+    pairs: Annotated[int | None, typer.Option(help="Layer pairs; by default up to 4.")] = None,
+    rule: Annotated[Rule, typer.Option(help="Which pairs, by mutual information.")] = Rule.lowest,
+    align: Annotated[Align, typer.Option(help="Alignment method.")] = Align.autoencoder,
+    solver: Annotated[Solver, typer.Option(help="Auto-encoder solver.")] = Solver.closed_form,
+    rotation: Annotated[Rotation, typer.Option(help="Basis of the code.")] = Rotation.procrustes,
+    estimator: Annotated[
+        Estimator, typer.Option(help="How mutual information is estimated.")
+    ] = Estimator.gaussian,
+    components: Annotated[
+        int | None, typer.Option(help="Principal components for the information.")
+    ] = None,
+    null: Annotated[int, typer.Option(help="Permutations for the floor; 0 for none.")] = 20,
+    direction: Annotated[
+        Direction, typer.Option(help="How directions are fitted.")
+    ] = Direction.rfm,
+    bandwidth: Annotated[float, typer.Option(help="RFM bandwidth, x median distance.")] = 3.0,
+    reg: Annotated[float, typer.Option(help="RFM ridge.")] = 0.1,
+    iters: Annotated[int, typer.Option(help="RFM iterations.")] = 3,
+    validation: Annotated[float, typer.Option(help="Share held out by the RFM.")] = 0.2,
+    position: Annotated[str, typer.Option(help="last, mean, or a token index.")] = "last",
+    batch_size: Annotated[int, typer.Option(help="Examples per forward pass.")] = 16,
+    max_length: Annotated[int | None, typer.Option(help="Truncate longer examples.")] = None,
+    neutral: Annotated[
+        Path | None, typer.Option(help="Neutral texts, one a line: calibrate the strength.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="With --neutral: KL from unsteered, nats per token.")
+    ] = 0.1,
+    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
+    expert_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    target_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    expert_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    target_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit steering vectors for TARGET from what EXPERT knows, over a contrast set."""
+    from ..contrast import ContrastSet
+    from ..pipeline import ExpertSteer
+    from ..rfm import RFM
+
+    pipeline = ExpertSteer(
+        pairs=pairs,
+        rule=rule.value,
+        method=align.value,
+        solver=solver.value,
+        rotation=rotation.value,
+        estimator=estimator.value,
+        components=components,
+        null=null or None,
+        direction=direction.value,
+        rfm=RFM(bandwidth=bandwidth, reg=reg, iters=iters),
+        validation=validation,
+        position=position if position in ("last", "mean") else integer("position", position),
+        batch_size=batch_size,
+        max_length=max_length,
+        neutral=None if neutral is None else lines("neutral", neutral),
+        budget=budget,
+        seed=seed,
+        progress=not as_json,
+    )
+    examples = ContrastSet.from_jsonl(contrast)
+    dtype = torch_dtype(dtype)
+    out.mkdir(parents=True, exist_ok=True)  # now, not after the whole fit
+    vectors = pipeline.fit(
+        expert,
+        target,
+        examples,
+        expert_options={"revision": expert_revision, "decoder_layers": expert_layers},
+        target_options={"revision": target_revision, "decoder_layers": target_layers},
+        device=device,
+        dtype=dtype,
+    )
+    vectors.save_pretrained(out)
+    pipeline.pairing_.save_pretrained(out)
+    show(vectors, out, as_json)

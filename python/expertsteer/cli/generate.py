@@ -1,0 +1,105 @@
+"""``expertsteer generate``."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ._common import Json, Seed, integer, print_json, torch_dtype
+
+
+class Positions(str, Enum):
+    all = "all"
+    prompt = "prompt"
+    generated = "generated"
+    last = "last"
+
+
+def generate(
+    model: Annotated[str, typer.Option(help="Path or Hub id of the model to steer.")],
+    vectors: Annotated[str, typer.Option(help="Folder or Hub id of steering vectors.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")] = "-",
+    strength: Annotated[
+        str, typer.Option(help="In median norms of the states, or auto: as calibrated.")
+    ] = "0.5",
+    positions: Annotated[Positions, typer.Option(help="Which tokens.")] = Positions.all,
+    layers: Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
+    seed: Seed = 0,
+    revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    decoder_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    check_model: Annotated[bool, typer.Option(help="Refuse vectors of another model.")] = True,
+    unsteered: Annotated[bool, typer.Option(help="Also without steering, to compare.")] = True,
+    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt with and without steering."""
+    from ..models import load
+    from ..vectors import SteeringVectors
+
+    loaded = SteeringVectors.from_pretrained(vectors)
+    if layers is not None:
+        loaded = loaded.select([integer("layers", part) for part in layers.split(",")])
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, came {max_new_tokens}")
+    if temperature != 0 and not 1e-3 <= temperature <= 1e3:
+        raise ValueError(f"temperature must be 0 or lie in 0.001..1000, came {temperature}")
+    text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+    dtype, amount = torch_dtype(dtype), _strength(strength, loaded)
+    network, tokenizer = load(model, device=device, dtype=dtype, revision=revision)
+    sampling: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
+    if temperature > 0:
+        sampling["temperature"] = temperature
+    options = {
+        "positions": positions.value,
+        "decoder_layers": decoder_layers,
+        "check_model": check_model,
+    }
+    texts = _continue(network, tokenizer, text, loaded, amount, options, sampling, seed)
+    if not unsteered:
+        texts.pop("unsteered")
+    if as_json:
+        print_json({"prompt": text, "strength": amount, "positions": positions.value} | texts)
+        return
+    console = Console(soft_wrap=True)
+    for name, continuation in texts.items():
+        console.print(name, style="bold")
+        console.print(text + continuation, markup=False, highlight=False)
+
+
+def _continue(network, tokenizer, text, vectors, strength, options, sampling, seed):
+    import torch
+
+    from ..steer import attach
+
+    inputs = tokenizer(text, return_tensors="pt").to(network.device)
+    if inputs["input_ids"].shape[1] == 0:
+        raise ValueError("prompt must hold at least one token, came an empty text")
+    inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    texts = {}
+    with attach(network, vectors, **options) as steering:
+        for name, value in (("unsteered", 0.0), ("steered", strength)):
+            steering.set(strength=value)
+            torch.manual_seed(seed)
+            tokens = network.generate(**inputs, **sampling)
+            new = tokens[0, inputs["input_ids"].shape[1] :]
+            texts[name] = tokenizer.decode(new, skip_special_tokens=True)
+    return texts
+
+
+def _strength(text: str, vectors) -> float:
+    from .._attaching import resolved_strength
+
+    try:
+        value: Any = float(text)
+    except ValueError:
+        value = text
+    return resolved_strength(value, {0: vectors}, "add")
