@@ -5,13 +5,15 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The tensors here are small: threads that wait for one another cost more than they give, most of
+# all beside the other processes of the suite. Programs that a test starts inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
 from expertsteer import HiddenStates
 
-# The tensors here are small: threads that wait for one another cost more than they give.
 torch.set_num_threads(1)
 
 STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260K"
