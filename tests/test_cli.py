@@ -1,7 +1,6 @@
-"""The command line as a user meets it: in its own process, bad input included."""
+"""The command line as a user meets it, bad input included."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -9,19 +8,14 @@ import pytest
 import torch
 
 import expertsteer as es
+from command import run
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
 
-def run(*arguments, stdin=""):
-    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "expertsteer", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        input=stdin,
-        env=environment,
-    )
+def in_its_own_process(*arguments):
+    command = [sys.executable, "-m", "expertsteer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +127,13 @@ def test_fit_calibrates_and_generate_uses_it(world):
     assert named["steered"] == document["steered"]
 
 
-def test_help_lists_the_commands():
-    done = run("--help")
+def test_the_module_runs_as_a_program(tmp_path):
+    done = in_its_own_process("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("demo", "fit", "generate", "inspect"))
+    refused = in_its_own_process("inspect", tmp_path)
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
 
 
 def test_bad_input_is_one_message_and_code_2(world, tmp_path):
