@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 
 import pytest
 import torch
@@ -220,24 +219,3 @@ def test_vectors_of_different_models_do_not_add_up():
 def test_neither_folder_nor_repository_is_one_clear_error():
     with pytest.raises(ValueError, match="neither a folder here nor a Hub repository"):
         SteeringVectors.from_pretrained("nobody/nothing-here")
-
-
-def test_push_to_hub_uploads_what_from_pretrained_reads(monkeypatch, tmp_path):
-    import huggingface_hub
-
-    uploaded = {}
-
-    class Api:
-        def create_repo(self, repo_id, private, exist_ok):
-            uploaded["created"] = (repo_id, private, exist_ok)
-
-        def upload_folder(self, repo_id, folder_path, **options):
-            for name in os.listdir(folder_path):
-                shutil.copy(os.path.join(folder_path, name), tmp_path / name)
-            return f"https://hub/{repo_id}/{options['commit_message']}"
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    address = vectors().push_to_hub("me/mine", private=True, commit_message="first")
-    assert address == "https://hub/me/mine/first"
-    assert uploaded["created"] == ("me/mine", True, True)
-    assert SteeringVectors.from_pretrained(tmp_path).layers == (1, 3)

@@ -73,6 +73,22 @@ class Evaluation:
         """One sentence: whether the method beats the unsteered model and every random direction."""
         return self.comparison.verdict(self.method)
 
+    def summary(self) -> dict[str, Any]:
+        """Json values: the verdict and the table, without the scores of single items."""
+        comparison = self.comparison
+        rows = [
+            {k: v for k, v in row.to_dict().items() if k != "values"} for row in comparison.rows
+        ]
+        return {
+            "task": self.task,
+            "method": self.method,
+            "verdict": self.verdict,
+            "budget": comparison.budget,
+            "measure": comparison.measure,
+            "seed": comparison.seed,
+            "rows": rows,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Json values."""
         return {

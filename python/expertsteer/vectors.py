@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -20,9 +19,11 @@ from .artifacts import require_finite
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
+    from .evaluation import Evaluation
 
 KIND = "steering_vectors"
 STORED = "calibration"  # the metadata's name for what ``strength="auto"`` reads
+EVALUATED = "evaluation"  # and for the controls that these vectors were measured beside
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +140,15 @@ class SteeringVectors:
             stored[result.fingerprint, result.operation] = result.to_dict()
         return replace(self, metadata=self.metadata | {STORED: list(stored.values())})
 
+    def with_evaluation(self, *results: Evaluation) -> SteeringVectors:
+        """The same vectors with the controls tables of their evaluations, as the model card has.
+
+        An earlier evaluation of the same task is replaced. Scores of single items are left out.
+        """
+        stored = {entry["task"]: entry for entry in self.metadata.get(EVALUATED, [])}
+        stored |= {result.task: result.summary() for result in results}
+        return replace(self, metadata=self.metadata | {EVALUATED: list(stored.values())})
+
     def __mul__(self, factor: float) -> SteeringVectors:
         if not isinstance(factor, (int, float)):
             return NotImplemented
@@ -197,7 +207,9 @@ class SteeringVectors:
         """
         folder = Path(folder_or_hub_id)
         if not folder.is_dir():
-            folder = _download(str(folder_or_hub_id), revision)
+            from .hub import download
+
+            folder = download(str(folder_or_hub_id), revision, KIND)
         tensors, header = read_artifact(folder, KIND)
         with parsing(folder, KIND):
             vectors = {int(name.removeprefix("layers.")): v for name, v in tensors.items()}
@@ -208,19 +220,35 @@ class SteeringVectors:
                 raise ValueError(f"the file says {said}, came {(loaded.width, loaded.layers)}")
         return loaded
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **upload: Any) -> str:
-        """Create the Hub repository if needed and upload; returns the commit's address.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        card: str | None = None,
+        token: str | None = None,
+        **upload: Any,
+    ) -> str:
+        """Create the Hub repository if needed and upload the vectors with a model card.
 
-        ``upload`` goes to ``huggingface_hub.HfApi.upload_folder`` (revision, commit_message, ...).
+        Args:
+            private: of a repository that is made now; by default as the account has it.
+            revision: branch to write to, made if absent; the main one by default.
+            card: text of the README; by default `card.model_card` of these vectors.
+            token: by default the one you are logged in with.
+            upload: for ``huggingface_hub.HfApi.upload_folder`` (commit_message, create_pr, ...).
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: a repository that cannot be made or written.
         """
-        from huggingface_hub import HfApi
+        from .hub import push
 
-        api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            upload = {"commit_message": "Upload steering vectors"} | upload
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **upload))
+        options = {"private": private, "revision": revision, "card": card, "token": token}
+        return push(self, repo_id, **options, **upload)
 
 
 def package_versions() -> dict[str, str]:
@@ -251,17 +279,3 @@ def _require_same_target(first: dict[str, Any], second: dict[str, Any]) -> None:
 def _shared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """What two provenances agree on; what they do not is kept under ``sum_of``."""
     return {k: v for k, v in first.items() if second.get(k) == v}
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        names = [f"{KIND}.safetensors", f"{KIND}.json"]
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=names))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"folder_or_hub_id {repo_id!r} is neither a folder here nor a Hub repository that "
-            f"could be downloaded: {error}"
-        ) from error

@@ -1,0 +1,183 @@
+"""The model card of steering vectors: where they came from, what they did, how to use them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .vectors import EVALUATED, STORED, SteeringVectors
+
+PAPER = "https://arxiv.org/abs/2505.12313"
+
+
+def model_card(vectors: SteeringVectors, repo_id: str | None = None) -> str:
+    """A Hub model card (markdown under a yaml head) from the provenance that the vectors carry.
+
+    What was not recorded is left out, what was not measured says so. Folders that models were
+    loaded from are named by their last part only.
+
+    Args:
+        repo_id: where the vectors will be found; without it the example says ``path/or/id``.
+    """
+    from huggingface_hub import ModelCardData
+
+    metadata = vectors.metadata
+    head = ModelCardData(
+        library_name="expertsteer",
+        tags=["steering-vectors", "activation-steering", "expertsteer"],
+        base_model=_hub_id(metadata.get("target")),
+        base_model_relation=None if _hub_id(metadata.get("target")) is None else "adapter",
+    )
+    title = (repo_id or "Steering vectors").split("/")[-1]
+    parts = [
+        f"---\n{head.to_yaml()}\n---",
+        f"# {title}",
+        _opening(vectors),
+        _use(vectors, repo_id),
+        "## Where they came from",
+        _table(("", ""), _provenance(vectors)),
+        "## Layers",
+        _table(*_layers(vectors)),
+        "## What they did",
+        *_measured(metadata),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _opening(vectors: SteeringVectors) -> str:
+    target, expert = (_name(vectors.metadata.get(side)) for side in ("target", "expert"))
+    learned = f", learned from the hidden states of {expert}" if expert else ""
+    return (
+        f"Steering vectors for {target or 'a model'} of width {vectors.width}{learned}. They are "
+        "added to the hidden states while the model generates; no weight was trained. The method "
+        f"is [ExpertSteer]({PAPER})."
+    )
+
+
+def _use(vectors: SteeringVectors, repo_id: str | None) -> str:
+    strength = '"auto"' if vectors.metadata.get(STORED) else "0.5"
+    lines = [
+        "```python",
+        "import expertsteer as es",
+        "",
+        f'vectors = es.SteeringVectors.from_pretrained("{repo_id or "path/or/id"}")',
+        f"with es.attach(model, vectors, strength={strength}):",
+        "    model.generate(**inputs)",
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _provenance(vectors: SteeringVectors) -> list[tuple[str, str]]:
+    metadata, rows = vectors.metadata, []
+    for side in ("expert", "target"):
+        model = metadata.get(side) or {}
+        if model:
+            known = [model.get("architecture"), f"{model.get('num_layers', '?')} layers"]
+            known += [f"width {model.get('hidden_size', '?')}"]
+            known += [f"revision `{model['revision']}`"] if model.get("revision") else []
+            rows.append((side, f"{_name(model)} ({', '.join(k for k in known if k)})"))
+    for name in ("examples", "position", "alignment", "method", "settings", "versions"):
+        value = metadata.get(name)
+        if value not in (None, {}, ""):
+            rows.append((name, _flat(value)))
+    if "rule" in (metadata.get("pairing") or {}):
+        rows.append(("pairs", f"{metadata['pairing']['rule']} mutual information"))
+    return rows or [("", "not recorded: made by hand")]
+
+
+def _layers(vectors: SteeringVectors) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    from .summary import describe_vectors
+
+    rows = describe_vectors(vectors)["layers"]
+    named = {"layer": "layer", "expert_layer": "expert layer", "nats": "information (nats)"}
+    named |= {"norm": "norm", "scale": "scale", "validation_auc": "validation AUC"}
+    shown = [key for key in named if any(row.get(key) is not None for row in rows)]
+    return tuple(named[key] for key in shown), [
+        tuple(_number(row.get(key)) for key in shown) for row in rows
+    ]
+
+
+def _measured(metadata: dict[str, Any]) -> list[str]:
+    parts = []
+    for found in metadata.get(STORED, []):
+        layers = ", ".join(map(str, found["layers"]))
+        parts.append(
+            f"Calibrated: strength {found['strength']:.4g} at layers {layers} costs "
+            f"{found['divergence']:.3g} of a budget of {found['budget']:g} "
+            f"({_unit(found['measure'])}) on {found['texts']} neutral texts."
+        )
+    for measured in metadata.get(EVALUATED, []):
+        parts += [f"{measured['verdict']}", f"Measured: {measured['task']}. {_budget(measured)}"]
+        parts.append(_controls(measured["rows"]))
+    return parts or ["Not measured. `expertsteer evaluate` shows them beside their controls."]
+
+
+def _controls(rows: list[dict[str, Any]]) -> str:
+    head = ("steered by", "score", "divergence", "layers", "strength", "p, unsteered", "p, random")
+    cells = []
+    for row in rows:
+        score = row["score"]
+        tests = [_p(test) for test in row["against"].values()] or ["-", "-"]
+        cells.append(
+            (
+                row["name"],
+                f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]",
+                f"{row['divergence']:.3f}" + ("" if row["within"] else " (over budget)"),
+                ", ".join(map(str, row["layers"])) or "-",
+                "-" if row["strength"] is None else f"{row['strength']:.2f}",
+                *tests,
+            )
+        )
+    return _table(head, cells)
+
+
+def _budget(measured: dict[str, Any]) -> str:
+    return (
+        f"All at a budget of {measured['budget']:g} ({_unit(measured['measure'])}) on neutral "
+        "text; brackets are 95 % bootstrap intervals, p-values are of paired tests, corrected for "
+        "how many there are."
+    )
+
+
+def _p(test: dict[str, Any]) -> str:
+    p = test["p_value"] if test["adjusted"] is None else test["adjusted"]
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _unit(measure: str) -> str:
+    return "KL, nats per token" if measure == "kl" else "ratio of perplexities"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flat(value: Any) -> str:
+    return (
+        ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    )
+
+
+def _name(model: Any) -> str | None:
+    """What a model is called, without the folders of somebody's machine."""
+    name = (model or {}).get("name")
+    if not name:
+        return (model or {}).get("architecture")
+    return _hub_id(model) or os.path.basename(os.path.normpath(name))
+
+
+def _hub_id(model: Any) -> str | None:
+    name = (model or {}).get("name")
+    if not name or not isinstance(name, str) or name.count("/") != 1 or os.path.exists(name):
+        return None
+    return None if name[0] in "./~" or "\\" in name else name
