@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import expertsteer as es
+from expertsteer._subspace import principal_axes
 from expertsteer.align import align_pairs
 
 WIDTHS = [(9, 14), (12, 12), (17, 10)]
@@ -63,6 +64,34 @@ def test_a_rotated_copy_is_recognised_exactly(make_states):
     a = es.align(expert, copy)
     torch.testing.assert_close(a.explained_variance, torch.ones(3).double())
     torch.testing.assert_close(a.encode(expert.states), copy.states)
+
+
+def test_more_axes_than_examples_leave_the_optimum_what_it_is(make_states):
+    """Fewer examples than widths: their span is all the auto-encoder can need."""
+    rows = range(7)
+    expert, target = make_states(width=13, seed=1).take(rows), make_states(seed=2).take(rows)
+    for rotation in ("procrustes", "none"):
+        a = es.align(expert, target, rotation=rotation)
+        assert float(a.reconstruction_error.max()) < 1e-20
+        kept = a.encoder_weight.mT @ a.encoder_weight  # a projection onto the six used dimensions
+        torch.testing.assert_close(kept @ kept, kept)
+        assert float(kept.diagonal(dim1=-2, dim2=-1).sum(-1).max()) == pytest.approx(6)
+
+
+@pytest.mark.parametrize("examples", [5, 9, 40])
+def test_axes_are_the_singular_vectors_of_the_rows(examples):
+    scales = torch.logspace(0, -5, 9).double()
+    x = torch.randn(examples, 9, generator=torch.Generator().manual_seed(3)).double() * scales
+    x = x - x.mean(dim=0)
+    axes = principal_axes(x, 6)
+    torch.testing.assert_close(axes.mT @ axes, torch.eye(axes.shape[1]).double())
+    _, values, right = torch.linalg.svd(x, full_matrices=False)
+    count = min(6, examples - 1)
+    assert axes.shape[1] == count
+    torch.testing.assert_close(
+        (axes * right[:count].mT).sum(dim=0).abs(), torch.ones(count).double()
+    )
+    torch.testing.assert_close((x @ axes).norm(dim=0), values[:count])
 
 
 @pytest.mark.parametrize("examples", [6, 60])  # the N x N and the d x d system

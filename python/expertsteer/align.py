@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ._progress import progress
+from ._subspace import nearest_isometry, principal_axes
 from .artifacts import Alignment, HiddenStates, LayerPairing, require_same_examples
 
 METHODS = ("autoencoder", "ridge", "identity")
@@ -41,6 +42,14 @@ class AffineMap:
 
     def back(self, codes: Tensor) -> Tensor:
         return (codes - self.bias) @ self.back_weight + self.back_bias
+
+    def used(self) -> AffineMap:
+        """Without the dimensions of the code that are the same for every state."""
+        kept = self.weight.any(dim=0)
+        if bool(kept.all()):
+            return self
+        back = self.back_weight[kept]
+        return AffineMap(self.centre, self.weight[:, kept], self.bias[kept], back, self.back_bias)
 
     def rotated(self, rotation: Tensor, bias: Tensor) -> AffineMap:
         """Turn the code about its offset and move that to ``bias``; the way back undoes both."""
@@ -227,25 +236,24 @@ def _unrotated(h: Tensor, d_target: int, settings: dict[str, Any]) -> AffineMap 
 def _principal_subspace(h: Tensor, d_target: int) -> AffineMap:
     """The auto-encoder's minimiser in closed form: the top principal components, zero-padded."""
     mean = h.mean(dim=0)
-    basis = torch.linalg.svd(h - mean, full_matrices=False).Vh.mT  # [d_E, min(N, d_E)]
+    axes = principal_axes(h - mean, d_target)  # [d_E, at most d_T]
     weight = h.new_zeros(h.shape[1], d_target)  # [d_E, d_T]
-    rank = min(basis.shape[1], d_target)
-    weight[:, :rank] = basis[:, :rank]
+    weight[:, : axes.shape[1]] = axes
     return AffineMap(mean, weight, h.new_zeros(d_target), weight.mT.contiguous(), mean)
 
 
 def _procrustes(encoder: AffineMap, h: Tensor, t: Tensor) -> AffineMap:
     """Rotate the code onto the target's states: ``min ||(code - mean) Q - (t - mean)||``.
 
-    Schoenemann (1966): Q = U V^T from the singular vectors of ``code^T t``. Orthogonal, so the
-    decoder undoes it exactly and the reconstruction error stays what it was.
+    Orthogonal, so the decoder undoes it exactly and the reconstruction error stays what it was.
+    Dimensions that the code does not use need no rotation, nor any place in the decomposition.
     """
-    code, goal = encoder(h), t.mean(dim=0)
+    used = encoder.used()
+    code, goal = used(h), t.mean(dim=0)
     centre = code.mean(dim=0)
-    left, _, right = torch.linalg.svd((code - centre).mT @ (t - goal))
-    rotation = left @ right
+    rotation = nearest_isometry((code - centre).mT @ (t - goal))
     # The encoder's own offset need not be the mean of its code (Adam's is trained).
-    return encoder.rotated(rotation, goal + (encoder.bias - centre) @ rotation)
+    return used.rotated(rotation, goal + (used.bias - centre) @ rotation)
 
 
 def _ridge(h: Tensor, t: Tensor, reg: float) -> AffineMap:
