@@ -12,6 +12,7 @@ from expertsteer.baselines import SHUFFLED
 from expertsteer.comparison import PROMPT
 from expertsteer.demo import train, world
 from expertsteer.demo.controls import run_controls
+from expertsteer.demo.files import write_files
 from expertsteer.demo.run import DEFAULT, run_demo
 from expertsteer.evaluate import choice_probabilities
 
@@ -46,6 +47,22 @@ def test_contrast_and_questions_speak_of_different_animals():
         assert not set(world.groups()[split]) & set(texts)
     prompts = [{q.prompt for q in world.questions(split)} for split in world.SPLITS]
     assert not set.intersection(*prompts)
+
+
+def test_its_files_hold_the_same_world_and_never_overwrite(tmp_path):
+    folder = write_files(tmp_path / "try")
+    assert es.ContrastSet.from_jsonl(folder / "contrast.jsonl") == demo.contrast_set()
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    for split in world.SPLITS:
+        here = [row for row in rows if row["split"] == split]
+        answers = [q.answers[world.SPECIALIST] for q in world.questions(split)]
+        assert [row["answer"] for row in here] == answers
+    plain = (folder / "plain.txt").read_text().splitlines()
+    assert plain == world.plain_texts(40, seed=3)
+    for name in demo.CHECKPOINTS:
+        assert {f.name for f in (folder / name).iterdir()} >= {"config.json", "model.safetensors"}
+    with pytest.raises(ValueError, match="already holds expert, target, contrast.jsonl"):
+        write_files(folder)
 
 
 def test_the_contrast_set_is_balanced_and_its_pairs_end_alike():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from ._common import Json, Seed, print_json
 
@@ -18,12 +19,30 @@ def demo(
     controls: Annotated[
         bool, typer.Option("--controls", help="Every method and control at one price instead.")
     ] = False,
+    files: Annotated[
+        Path | None,
+        typer.Option(help="Only write the models and texts here, to try other commands on."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Steer a small bundled target with a small bundled expert, beside its controls."""
+    if files is not None:
+        _write(files, as_json)
+        return
     from ..demo.controls import run_controls
     from ..demo.run import run_demo
 
     result = (run_controls if controls else run_demo)(out, seed=seed, quiet=as_json)
     if as_json:
         print_json(result.to_dict())
+
+
+def _write(folder: Path, as_json: bool) -> None:
+    from ..demo.files import write_files
+
+    write_files(folder)
+    written = sorted(path.name for path in folder.iterdir())
+    if as_json:
+        print_json({"folder": str(folder), "files": written})
+    else:
+        Console().print(f"{folder}: {', '.join(written)}", markup=False, highlight=False)

@@ -1,0 +1,62 @@
+"""The demo's models and texts as files, so that every command can be tried on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from . import CHECKPOINTS, checkpoint, world
+
+FILES = ("contrast.jsonl", "plain.txt", "questions.jsonl")
+
+
+def write_files(folder: str | os.PathLike, *, examples: int = 400, seed: int = 0) -> Path:
+    """Write both checkpoints, a contrast set, neutral texts and questions.
+
+    ``expert/`` and ``target/`` are model folders; ``contrast.jsonl`` holds rows of text, label and
+    pair; ``plain.txt`` 40 neutral texts, one a line; ``questions.jsonl`` rows of question, choices,
+    the specialist's answer, and the split (200, 80 of them for validation).
+
+    Args:
+        folder: made if absent.
+        examples, seed: of the contrast set.
+
+    Raises:
+        ValueError: one of the names is taken there.
+    """
+    folder = Path(folder)
+    taken = [name for name in (*CHECKPOINTS, *FILES) if (folder / name).exists()]
+    if taken:
+        raise ValueError(
+            f"folder {str(folder)!r} already holds {', '.join(taken)}; give an empty one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CHECKPOINTS:
+        shutil.copytree(checkpoint(name), folder / name)
+    texts, labels, pairs = world.contrast_texts(examples, seed)
+    rows = ({"text": t, "label": i, "pair": p} for t, i, p in zip(texts, labels, pairs))
+    _write_rows(folder / "contrast.jsonl", rows)
+    plain = "\n".join(world.plain_texts(40, seed=3)) + "\n"
+    (folder / "plain.txt").write_text(plain, "utf-8")
+    _write_rows(folder / "questions.jsonl", _questions())
+    return folder
+
+
+def _questions() -> Iterable[dict[str, Any]]:
+    for split in world.SPLITS:
+        for question in world.questions(split):
+            answer = question.answers[world.SPECIALIST]
+            yield {
+                "question": question.prompt,
+                "choices": list(question.choices),
+                "answer": answer,
+                "split": split,
+            }
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
