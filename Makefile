@@ -19,8 +19,8 @@ test: $(VENV)/.installed  ## run the whole test suite
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
-	$(BIN)/ruff check python tests benchmarks
-	$(BIN)/ruff format --check python tests benchmarks
+	$(BIN)/ruff check python tests benchmarks examples
+	$(BIN)/ruff format --check python tests benchmarks examples
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.inl csrc/*.cu
 
 bench: $(VENV)/.installed  ## run the benchmarks on this processor

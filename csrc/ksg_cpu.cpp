@@ -43,20 +43,18 @@ namespace avx512 {
 #include "ksg_row.inl"
 }
 #pragma GCC pop_options
-#endif
 
 enum class Width { kBaseline, kAvx2, kAvx512 };
 
 Width widest() {
-#ifdef EXPERTSTEER_DISPATCH
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return Width::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Width::kAvx2;
-#endif
   return Width::kBaseline;
 }
+#endif
 
 }  // namespace
 
