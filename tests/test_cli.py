@@ -81,6 +81,23 @@ def test_inspect_shows_layers_and_provenance(world):
     assert same["layers"] == json.loads((world / "fit.json").read_text())["layers"]
 
 
+def test_fit_checks_its_health_and_inspect_shows_it_again(world):
+    document = json.loads((world / "fit.json").read_text())["metadata"]["health"]
+    assert document["examples"] == 48 and len(document["pairs"]) == 2
+    assert document["ok"] is (document["warnings"] == [])
+    few = world / "few.jsonl"
+    few.write_text("\n".join((world / "contrast.jsonl").read_text().splitlines()[:12]))
+    done = run(*fit_arguments(world, out="few"), "--contrast", few, "--pairs", 1, "--null", 0)
+    assert done.returncode == 0, done.stderr
+    told = "warning: 12 examples, 6 of the rarer label, are too few"
+    assert told in done.stdout and "wanted" in done.stdout
+    again = run("inspect", world / "few").stdout
+    assert done.stdout[done.stdout.index("health:") :] == again[again.index("health:") :]
+    done = run(*fit_arguments(world, out="unchecked"), "--pairs", 1, "--no-health")
+    assert done.returncode == 0 and "health:" not in done.stdout
+    assert "health" not in es.SteeringVectors.from_pretrained(world / "unchecked").metadata
+
+
 def test_inspect_shows_the_layer_pairs_and_draws_them(world, tmp_path):
     pytest.importorskip("matplotlib")
     done = run("inspect", world / "vectors", "--plot", tmp_path / "pairs.png")

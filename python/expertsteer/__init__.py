@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 # inside the package would put the modules in the functions' place.
 from .align import align
 from .calibrate import calibrate
+from .health import health
 
 # Public name -> the module that defines it; imported on first use, so that `import expertsteer`
 # loads neither transformers nor matplotlib.
@@ -30,6 +31,7 @@ _PUBLIC = {
     "SteeringVectors": "vectors",
     "Calibration": "calibrate",
     "Comparison": "comparison",
+    "Health": "health",
     "compare": "controls",
     "capture": "models",
     "mutual_information": "information",
@@ -52,6 +54,7 @@ __all__ = [
     "ContrastSetError",
     "ExpertSteer",
     "Gate",
+    "Health",
     "HiddenStates",
     "LayerPair",
     "LayerPairing",
@@ -66,6 +69,7 @@ __all__ = [
     "capture",
     "compare",
     "fit_vectors",
+    "health",
     "mutual_information",
     "pair_layers",
 ]
@@ -97,6 +101,7 @@ if TYPE_CHECKING:
     from .contrast import ContrastSet, ContrastSetError
     from .controls import compare
     from .fit import fit_vectors
+    from .health import Health
     from .information import mutual_information
     from .models import capture
     from .pair import pair_layers

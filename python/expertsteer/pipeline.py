@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from .align import METHODS, ROTATIONS, SOLVERS, align
+from .align import METHODS, ROTATIONS, SOLVERS, align, align_pairs
 from .artifacts import Alignment, HiddenStates, LayerPairing, MutualInformation
 from .calibrate import Calibration, calibrate, checked_budget
 from .contrast import ContrastSet
 from .fit import METHODS as DIRECTIONS
 from .fit import fit_vectors
+from .health import STORED, Health, health
 from .information import ESTIMATORS, mutual_information
 from .models import capture, load
 from .pair import RULES, Effect, pair_layers
@@ -35,10 +36,12 @@ class ExpertSteer:
         neutral: texts that steering should leave alone; with them the strength is calibrated on
             the target, and ``attach(..., strength="auto")`` uses it. budget, measure: see
             `calibrate`.
+        health: whether to check the fit (see `health`), at the cost of another alignment and one
+            or two more fits of the chosen pairs; the result goes into the vectors' metadata.
         seed: of every random choice.
 
     After ``fit``: ``expert_``, ``target_`` (the captures), ``alignment_``, ``information_`` and
-    ``pairing_``; with ``neutral`` also ``calibration_``.
+    ``pairing_``; with ``health`` also ``health_``, with ``neutral`` ``calibration_``.
     """
 
     pairs: int | None = None
@@ -59,6 +62,7 @@ class ExpertSteer:
     neutral: Sequence[str] | None = None
     budget: float = 0.1
     measure: str = "kl"
+    health: bool = True
     seed: int = 0
     progress: bool = True
 
@@ -150,16 +154,39 @@ class ExpertSteer:
             effect=self.effect,
             seed=self.seed,
         )
-        return fit_vectors(
+        pairs = [(p.expert_layer, p.target_layer) for p in self.pairing_]
+        aligned = align_pairs(self.alignment_, expert, target, pairs)  # once, for what follows
+        vectors = fit_vectors(
             expert,
             target,
-            self.alignment_,
+            aligned,
             self.pairing_,
             self.direction,
             rfm=self.rfm,
             validation=self.validation,
             seed=self.seed,
         )
+        return self._checked(vectors, aligned, expert, target) if self.health else vectors
+
+    def _checked(
+        self,
+        vectors: SteeringVectors,
+        aligned: Alignment,
+        expert: HiddenStates,
+        target: HiddenStates,
+    ) -> SteeringVectors:
+        self.health_: Health = health(
+            expert,
+            target,
+            aligned,
+            self.pairing_,
+            vectors,
+            self.information_,
+            rfm=self.rfm,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        return replace(vectors, metadata=vectors.metadata | {STORED: self.health_.to_dict()})
 
     def _calibrated(
         self, vectors: SteeringVectors, model: nn.Module, tokenizer: Any, options: dict[str, Any]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from ._files import parsing
+from .health import MOST, Health
+from .health import STORED as HEALTH
 from .vectors import STORED, SteeringVectors
 
 
@@ -62,7 +65,8 @@ _COLUMNS = {
 
 
 def vectors_table(vectors: SteeringVectors, title: str) -> Group:
-    """A table of the layers under one line each for expert, target and method."""
+    """A table of the layers over one line each for expert, target and method; then the health
+    check, where the vectors hold one."""
     document = describe_vectors(vectors)
     shown = [name for name in _COLUMNS if any(name in row for row in document["layers"])]
     table = Table(title=f"{title}: width {vectors.width}")
@@ -71,7 +75,54 @@ def vectors_table(vectors: SteeringVectors, title: str) -> Group:
     for row in document["layers"]:
         table.add_row(*(_cell(row.get(name)) for name in shown))
     lines = [Text(f"{name}: {text}") for name, text in _provenance(vectors.metadata)]
-    return Group(table, *lines)
+    if HEALTH not in vectors.metadata:
+        return Group(table, *lines)
+    with parsing("metadata", HEALTH):
+        health = Health.from_dict(vectors.metadata[HEALTH])
+    return Group(table, *lines, health_table(health))
+
+
+_HEALTH_COLUMNS = {
+    "explained_variance": "expl.\nvar.",
+    "reconstruction_error": "rec.\nerror",
+    "auc": "\nAUC",
+    "stability": "\nstability",
+    "share": "first\neigenv.",
+    "agreement": "mean\ndiff.",
+    "nats": "\nnats",
+    "floor": "\nfloor",
+    "distinct": "distinct\nrows",
+}
+
+
+def health_table(health: Health) -> Group:
+    """The figures of a health check, what each should be, and a mark at those that are not."""
+    title = f"health: {health.examples} examples, {health.positive} with label 1"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
+    table.add_column("\nlayers", no_wrap=True)
+    for name in _HEALTH_COLUMNS:
+        table.add_column(_HEALTH_COLUMNS[name], justify="right", no_wrap=True)
+    table.add_row("wanted", *(_wanted(name, health) for name in _HEALTH_COLUMNS), style="dim")
+    bad = {(f.figure, pair) for f in health.findings for pair in f.pairs}
+    for p in health.pairs:
+        pair = p.expert_layer, p.target_layer
+        cells = (_health_cell(getattr(p, n), (n, pair) in bad) for n in _HEALTH_COLUMNS)
+        table.add_row(f"{p.expert_layer}->{p.target_layer}", *cells)
+    lines = [Text(f"warning: {w}", style="yellow") for w in health.warnings]
+    return Group(table, *(lines or [Text("health: every figure is as wanted")]))
+
+
+def _wanted(figure: str, health: Health) -> str:
+    if figure == "nats":
+        return ">floor"
+    if figure not in health.limits:
+        return ""
+    return f"{'<' if figure in MOST else '>'}{health.limits[figure]:.2g}"
+
+
+def _health_cell(value: float | None, bad: bool) -> Text:
+    shown = "-" if value is None else f"{value:.2f}"
+    return Text(f"!{shown}", style="bold yellow") if bad else Text(shown)
 
 
 def _cell(value: Any) -> str:

@@ -79,6 +79,9 @@ def fit(
     budget: Annotated[
         float, typer.Option(help="With --neutral: KL from unsteered, nats per token.")
     ] = 0.1,
+    health: Annotated[
+        bool, typer.Option(help="Check the fit on rows it did not see, before anyone steers.")
+    ] = True,
     device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
     expert_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
@@ -114,6 +117,7 @@ def fit(
         max_length=max_length,
         neutral=None if neutral is None else lines("neutral", neutral),
         budget=budget,
+        health=health,
         seed=seed,
         progress=not as_json,
     )

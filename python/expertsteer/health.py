@@ -1,0 +1,249 @@
+"""Diagnostics before anyone steers: what each step of a fit measured, and what looks wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .align import align_pairs
+from .artifacts import (
+    Alignment,
+    HiddenStates,
+    LayerPairing,
+    MutualInformation,
+    require_same_examples,
+)
+from .vectors import SteeringVectors
+
+if TYPE_CHECKING:
+    from .rfm import RFM
+
+STORED = "health"  # the metadata's name for what `inspect` shows again
+# Figures that are bad at or above their limit; the others are at or below it.
+MOST = ("reconstruction_error", "largest_coordinate", "largest_norm")
+
+
+@dataclass(frozen=True)
+class PairHealth:
+    """The figures of one layer pair; ``None`` where one could not be measured.
+
+    Attributes:
+        expert_layer, target_layer: the pair.
+        reconstruction_error: of the aligner, refitted without a fifth of the rows, on those rows;
+            1 is no better than their mean.
+        explained_variance: share of the target's variance on those rows that the aligned expert
+            states explain at their best length; explained_variance_seen: on the other rows.
+        auc: of fits on halves of the examples, on the other halves. validation_auc: what
+            `fit_vectors` measured on its validation rows, on which it also chose the iteration.
+        stability: mean cosine between the directions of disjoint halves; stability_low: least.
+        agreement: cosine of the vector with the difference of the classes' means.
+        share: share of the AGOP's trace in its first eigenvalue, mean over the halves.
+        nats, floor, z_score: the pair's information, the 95 % quantile of the permutations, and
+            the distance from their mean in standard deviations.
+        distinct: share of the expert's rows that remain when near-duplicates count once.
+        expert_spread, target_spread: root mean squared distance of the states from their mean
+            over their root mean squared length.
+        largest_coordinate: largest share of one coordinate in the target's mean squared length.
+        largest_norm: longest of the target's states over the median one.
+    """
+
+    expert_layer: int
+    target_layer: int
+    reconstruction_error: float | None = None
+    explained_variance: float | None = None
+    explained_variance_seen: float | None = None
+    auc: float | None = None
+    validation_auc: float | None = None
+    stability: float | None = None
+    stability_low: float | None = None
+    agreement: float | None = None
+    share: float | None = None
+    nats: float | None = None
+    floor: float | None = None
+    z_score: float | None = None
+    distinct: float | None = None
+    expert_spread: float | None = None
+    target_spread: float | None = None
+    largest_coordinate: float | None = None
+    largest_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong.
+
+    Attributes:
+        check: what was looked at, such as ``"auc"``, ``"duplicates"`` or ``"scale"``.
+        message: what is wrong, how bad, and what to do.
+        figure: the attribute of `PairHealth` that tells it; none for the examples as a whole.
+        pairs: the (expert layer, target layer) concerned.
+    """
+
+    check: str
+    message: str
+    figure: str | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Health:
+    """What `health` measured.
+
+    Attributes:
+        pairs: one `PairHealth` per layer pair, in the order of the pairing.
+        findings: what is wrong; empty where every figure is within its threshold.
+        examples, positive: their number, and how many have label 1.
+        expert_width, target_width: of the states. With fewer examples than these the figures on
+            training rows mean little, those here still hold.
+        cuts: random cuts into halves behind ``auc``, ``stability`` and ``share``: twice as many
+            fits; half_rows: rows of each, 0 where the examples were too few.
+        seed: of the cuts and of the held-out rows.
+        limits: ``{figure: last bad value}``; information has its floor instead.
+    """
+
+    pairs: tuple[PairHealth, ...]
+    findings: tuple[Finding, ...]
+    examples: int
+    positive: int
+    expert_width: int
+    target_width: int
+    cuts: int
+    half_rows: int
+    seed: int
+    limits: dict[str, float]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(finding.message for finding in self.findings)
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Json values, ``ok`` and ``warnings`` included."""
+        return {"ok": self.ok, "warnings": list(self.warnings)} | asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Health:
+        """What `to_dict` gave, after json too; KeyError, TypeError or ValueError for others."""
+        kept = {name: int(document[name]) for name in _COUNTS}
+        limits = {str(name): float(v) for name, v in document["limits"].items()}
+        findings = []
+        for f in document["findings"]:
+            pairs = tuple((int(e), int(t)) for e, t in f["pairs"])
+            findings.append(Finding(str(f["check"]), str(f["message"]), f["figure"], pairs))
+        return cls(
+            tuple(PairHealth(**p) for p in document["pairs"]),
+            tuple(findings),
+            **kept,
+            limits=limits,
+        )
+
+
+_COUNTS = ("examples", "positive", "expert_width", "target_width", "cuts", "half_rows", "seed")
+
+
+def health(
+    expert: HiddenStates,
+    target: HiddenStates,
+    alignment: Alignment,
+    pairing: LayerPairing,
+    vectors: SteeringVectors,
+    information: MutualInformation | Tensor | None = None,
+    *,
+    rfm: RFM | None = None,
+    cuts: int = 4,
+    most_rows: int = 2000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Health:
+    """Check a fit before it is used; the arguments are those of `fit_vectors` and its result.
+
+    The examples are cut at random into two halves ``cuts`` times, contrast pairs kept together,
+    and a direction is fitted on every half, as one batch per expert layer. A half costs between a
+    quarter and an eighth of a fit on all rows, so four cuts cost one or two fits; beside it, the
+    aligner is fitted once more per pair, with its own settings (``solver="adam"`` trains again).
+    Thresholds, and what they were derived from, stand in ``_health_checks.py``.
+
+    Args:
+        information: of the layers, with its null (``mutual_information(..., null=20)``). By
+            default the matrix and floor that ``pairing`` kept.
+        rfm: the machine that was used, if ``vectors.metadata`` does not tell its settings.
+        cuts: at least 1; more of them steady the figures, at proportional cost.
+        most_rows: larger sets are thinned to this many examples for the halves and for the search
+            for near-duplicates, at least 8.
+        seed: of the cuts and of the rows held out from the aligner.
+
+    Raises:
+        ValueError: other examples in expert and target, fewer than four examples of a label, a
+            pair without a vector, information of other layers, numbers out of range.
+    """
+    from ._health_checks import findings, limits
+    from ._health_figures import Settings, measure
+    from ._health_sources import information_figures, kept_figures, machine, method
+    from .fit import _require_classes
+
+    _require_at_least(cuts=(cuts, 1), most_rows=(most_rows, 8))
+    require_same_examples(expert, target)
+    _require_classes(target.labels)
+    _require_vectors(pairing, vectors, target)
+    known = kept_figures(vectors, pairing)
+    read = information_figures(pairing, information, expert, target)
+    pairs = [(p.expert_layer, p.target_layer) for p in pairing]
+    iterations = [figures.pop("iteration") for figures in known]
+    settings = Settings(
+        method(vectors),
+        machine(vectors, rfm),
+        iterations,
+        cuts,
+        most_rows,
+        seed,
+        progress,
+    )
+    measured, half_rows = measure(
+        expert, target, align_pairs(alignment, expert, target, pairs), pairs, vectors, settings
+    )
+    rows = tuple(
+        PairHealth(*pair, **{name: _finite(v) for name, v in (kept | told | new).items()})
+        for pair, kept, told, new in zip(pairs, known, read, measured)
+    )
+    counts = {
+        "examples": len(target),
+        "positive": int(target.labels.sum()),
+        "expert_width": expert.width,
+        "target_width": target.width,
+        "cuts": cuts,
+        "half_rows": half_rows,
+        "seed": seed,
+    }
+    found = findings(rows, counts, alignment.settings)
+    return Health(rows, found, **counts, limits=limits(counts))
+
+
+def _require_at_least(**values: tuple[int, int]) -> None:
+    for name, (value, least) in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, came {value!r}")
+
+
+def _require_vectors(pairing: LayerPairing, vectors: SteeringVectors, target: HiddenStates) -> None:
+    missing = [t for t in pairing.target_layers if t not in vectors.vectors]
+    if missing:
+        raise ValueError(
+            f"vectors must hold one for every target layer of pairing, there is none at {missing}; "
+            "pass the vectors that were fitted for this pairing"
+        )
+    if vectors.width != target.width:
+        raise ValueError(
+            f"vectors have width {vectors.width} and the target's states {target.width}; pass the "
+            "vectors that were fitted for this target"
+        )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
