@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .align import METHODS, ROTATIONS, SOLVERS, align, align_pairs
+from .align import METHODS, ROTATIONS, SOLVERS, align
 from .artifacts import Alignment, HiddenStates, LayerPairing, MutualInformation
 from .calibrate import Calibration, calibrate, checked_budget
 from .contrast import ContrastSet
@@ -40,8 +40,9 @@ class ExpertSteer:
             or two more fits of the chosen pairs; the result goes into the vectors' metadata.
         seed: of every random choice.
 
-    After ``fit``: ``expert_``, ``target_`` (the captures), ``alignment_``, ``information_`` and
-    ``pairing_``; with ``health`` also ``health_``, with ``neutral`` ``calibration_``.
+    After ``fit``: ``expert_``, ``target_`` (the captures), ``information_``, ``pairing_`` and
+    ``alignment_`` (of the chosen pairs); with ``health`` also ``health_``, with ``neutral``
+    ``calibration_``.
     """
 
     pairs: int | None = None
@@ -129,14 +130,6 @@ class ExpertSteer:
 
     def fit_states(self, expert: HiddenStates, target: HiddenStates) -> SteeringVectors:
         """The same from captures that exist already, without calibration."""
-        self.alignment_: Alignment = align(
-            expert,
-            target,
-            self.method,
-            solver=self.solver,
-            rotation=self.rotation,
-            seed=self.seed,
-        )
         self.information_: MutualInformation = mutual_information(
             expert.states,
             target.states,
@@ -154,31 +147,38 @@ class ExpertSteer:
             effect=self.effect,
             seed=self.seed,
         )
-        pairs = [(p.expert_layer, p.target_layer) for p in self.pairing_]
-        aligned = align_pairs(self.alignment_, expert, target, pairs)  # once, for what follows
+        # Information needs no alignment, so only the layers that were paired are aligned.
+        self.alignment_: Alignment = align(
+            expert,
+            target,
+            self.method,
+            solver=self.solver,
+            rotation=self.rotation,
+            seed=self.seed,
+            pairing=self.pairing_,
+        )
         vectors = fit_vectors(
             expert,
             target,
-            aligned,
+            self.alignment_,
             self.pairing_,
             self.direction,
             rfm=self.rfm,
             validation=self.validation,
             seed=self.seed,
         )
-        return self._checked(vectors, aligned, expert, target) if self.health else vectors
+        return self._checked(vectors, expert, target) if self.health else vectors
 
     def _checked(
         self,
         vectors: SteeringVectors,
-        aligned: Alignment,
         expert: HiddenStates,
         target: HiddenStates,
     ) -> SteeringVectors:
         self.health_: Health = health(
             expert,
             target,
-            aligned,
+            self.alignment_,
             self.pairing_,
             vectors,
             self.information_,
