@@ -140,11 +140,12 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
+    where = f"one thread of an AMD EPYC, torch {torch.__version__}, commit {commit}"
+    sizes = ", ".join(map(str, FITS))
     head = (
-        "# The health check\n\n`python benchmarks/table_health.py`, one thread of an AMD EPYC, torch "
-        f"{torch.__version__}, commit {commit}, {time.strftime('%Y-%m-%d')}.\n\n"
-        f"Fits on the demo pair over {SETS} contrast sets, of {', '.join(map(str, FITS))} examples. "
-        "A fit of shuffled or random states should not pass in silence.\n"
+        f"# The health check\n\n`python benchmarks/table_health.py`, {where}, "
+        f"{time.strftime('%Y-%m-%d')}.\n\nFits on the demo pair over {SETS} contrast sets, of "
+        f"{sizes} examples. A fit of spoilt states or labels should not pass in silence.\n"
     )
     parts = [head, *verdicts(), "\nProcessor time without the captures, medians of five.\n"]
     RESULT.write_text("\n".join([*parts, *costs()]) + "\n", "utf-8")
