@@ -103,24 +103,14 @@ def model_without_weights(source: SourceCheckpoint, real: Iterable[str] = ()) ->
     Raises:
         ValueError: a model that is not transformers' own, or another kind than its architecture.
     """
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # unknown families, foreign values, code on the Hub
-        raise ValueError(
-            f"model {source.name!r}: transformers makes no causal language model of its "
-            f"config.json ({type(error).__name__}: {error})"
-        ) from error
+    model = model_of_config(source.folder, source.name)
     said = source.config.get("architectures") or [type(model).__name__]
     if type(model).__name__ not in said:
         raise ValueError(
             f"model {source.name!r} is a {said[0]}; only causal language models can be exported "
             f"(a {type(model).__name__} of this family)"
         )
-    config._name_or_path = source.name
+    model.config._name_or_path = source.name
     stored, real = source.tensors, set(real)
     for name, blank in model.state_dict(keep_vars=True).items():
         tensor = stored.get(disk_name(model, name, stored) or "")
@@ -137,6 +127,28 @@ def model_without_weights(source: SourceCheckpoint, real: Iterable[str] = ()) ->
         _put(model, name, value, blank)
     model.tie_weights()
     return model.eval()
+
+
+def model_of_config(source: str | os.PathLike, name: str, revision: str | None = None) -> nn.Module:
+    """The stock causal language model of a ``config.json`` (a folder's, or a Hub id's), on the
+    meta device; nothing but that file is read or downloaded.
+
+    Raises:
+        ValueError: with ``name``, where transformers makes none of it.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # no such file, unknown families, foreign values, code on the Hub
+        raise ValueError(
+            f"model {name!r}: transformers makes no causal language model of its config.json "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def disk_name(model: nn.Module, name: str, stored: Iterable[str]) -> str | None:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +16,6 @@ from torch import nn
 
 from .._attaching import checked_experts, resolved_strength
 from .._decoder import find_decoder
-from .._files import ArtifactError
 from .._foldable import last_linear, why_not_foldable
 from ..folding_checkpoint import fold_permanently, why_not_permanent
 from ..vectors import SteeringVectors
@@ -33,6 +29,7 @@ from ._checkpoint_files import (
     write_config,
     write_index,
 )
+from ._folders import appearing, require_new
 from ._source import SourceCheckpoint, disk_name, model_without_weights, open_source
 from ._tensor_files import NewTensor, write_tensors
 
@@ -98,9 +95,7 @@ def export_checkpoint(
     """
     if not isinstance(vectors, SteeringVectors):
         raise ValueError(f"vectors must be SteeringVectors, came {type(vectors).__name__}")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out {str(out)!r} exists already; name a new folder or remove that one")
+    out = require_new(out)
     strength = resolved_strength(strength, {0: vectors}, "add")
     opened = open_source(source, revision)
     folded = _folded(opened, vectors, strength, decoder_layers, check_model)
@@ -121,7 +116,7 @@ def export_checkpoint(
         left_out=tuple(path.as_posix() for path in left_out),
     )
     _require_room(out, opened, written, kept)
-    with _appearing(out) as folder:
+    with appearing(out) as folder:
         digests = {}
         for shard, tensors in layout.items():
             metadata = opened.shards[shard][1]
@@ -178,26 +173,6 @@ def _require_room(out: Path, source: SourceCheckpoint, written: dict, kept: list
             f"out {str(out)!r} needs {needed / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free; "
             "make room or name a folder on another disk"
         )
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its name on success and goes on failure."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise ArtifactError(f"out {str(out)!r} cannot be written: {error}") from error
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        temporary.replace(out)
-    except OSError as error:
-        raise ArtifactError(f"out {str(out)!r} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _text(path: Path) -> str:
