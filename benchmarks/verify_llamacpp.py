@@ -161,7 +161,8 @@ def markdown(document: dict) -> str:
         "`make verify-llamacpp`",
         "",
         "Largest difference of a logit, as a share of the largest logit. *Effect*: what the "
-        "vectors change; *one block off*: the difference, were they added a block earlier or later.",
+        "vectors change; *one block off*: the difference, were they added a block earlier or "
+        "later.",
     ]
     for part in document["models"]:
         lines += ["", f"## {part['model']}, {part['layers']} layers", ""]
