@@ -97,6 +97,9 @@ def test_the_layer_convention_moves_every_layer_by_one(tmp_path):
     path = foreign(tmp_path / "a.gguf", {"direction.1": drawn(), "direction.4": drawn(seed=1)})
     assert import_gguf(path, layer_convention="zero_based").layers == (1, 4)
     assert import_gguf(path, layer_convention="one_based").layers == (0, 3)
+    ours = export_gguf(MADE, tmp_path / "ours.gguf")
+    with pytest.raises(ValueError, match="written by this package, whose layers count from 0"):
+        import_gguf(ours, layer_convention="one_based")
     zero = foreign(tmp_path / "b.gguf", {"direction.0": drawn()})
     assert import_gguf(zero).layers == (0,)
     with pytest.raises(ValueError, match="layer 0 is below the first one"):

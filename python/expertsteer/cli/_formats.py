@@ -75,7 +75,8 @@ def _checkpoint(vectors, out: Path, strength: float, asked: Asked) -> Written:
         f"{made.base_model} ({made.family}, {form}) at strength {strength:g}, "
         f"{len(made.changed)} of {made.tensors} tensors new in {len(made.shards)} file(s){left}",
         "every tensor was read back; all others have the bytes of the source",
-        f'AutoModelForCausalLM.from_pretrained("{out}"), or vllm serve {shlex.quote(str(out))}',
+        f'AutoModelForCausalLM.from_pretrained("{out}"); a server with its own code for the family '
+        "may ignore the biases, so compare one completion",
     )
 
 

@@ -2,7 +2,7 @@
 
 | module | writes | reads |
 |---|---|---|
-| `export.checkpoint` | a checkpoint that plain transformers loads (vLLM, SGLang, TGI) | |
+| `export.checkpoint` | a checkpoint that plain transformers loads | |
 | `export.gguf` | a control vector for llama.cpp, or for repeng | the same, ours and repeng's |
 | `export.repeng` | an object like repeng's ``ControlVector`` | the same |
 | `export.npz` | a plain NumPy archive | the same |

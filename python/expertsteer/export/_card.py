@@ -49,8 +49,9 @@ def model_card(
         f"# {name}, steered",
         "",
         f"`{name}`{revision} with steering vectors written into its weights by "
-        "[expertsteer](https://arxiv.org/abs/2505.12313). It loads in plain transformers, and in "
-        "servers that load such checkpoints, without a plugin.",
+        "[expertsteer](https://arxiv.org/abs/2505.12313). It loads in plain transformers "
+        "without a plugin. A server with code of its own for this family may ignore the biases: "
+        "compare one greedy completion with that of transformers.",
         "",
         "| | |",
         "|---|---|",

@@ -1,7 +1,12 @@
-"""A steered model as a checkpoint that plain transformers loads, and so every server built on it.
+"""A steered model as a checkpoint that plain transformers loads, and servers that run its models.
 
 The vectors become biases (`folding_checkpoint` says where, and which families have the place). The
 weights go from file to file, so a model larger than memory can be exported.
+
+A server with code of its own for a family has to read the option that gives the biases. vLLM's
+Llama reads ``mlp_bias``. SGLang's Llama does not, and skips the tensors without a word: there, run
+transformers' code (``--model-impl transformers``), or export hooks (`export.sglang`). Compare one
+greedy completion with that of transformers before you rely on any server.
 """
 
 from __future__ import annotations

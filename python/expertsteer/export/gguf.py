@@ -82,8 +82,8 @@ def import_gguf(
     Args:
         path: the file.
         layer_convention: ``"zero_based"`` takes N of ``direction.N`` for the block, from 0, which
-            is where llama.cpp and repeng add it; ``"one_based"`` takes 1 for the first block,
-            for files whose author counted so.
+            is where llama.cpp and repeng add it, and how our own files count; ``"one_based"``
+            takes 1 for the first block, for files whose author counted so.
 
     Returns:
         SteeringVectors whose strength 1 adds what the file holds. Files of this package keep
@@ -114,6 +114,11 @@ def import_gguf(
         raise ValueError(
             f"{path}: general.architecture is {kind!r}, expected {ARCHITECTURE!r}; this is no "
             "control vector"
+        )
+    if document and layer_convention == "one_based":
+        raise ValueError(
+            f"{path} was written by this package, whose layers count from 0; leave "
+            "layer_convention at 'zero_based'"
         )
     arrays: dict[int, np.ndarray] = {}
     for name, array, kind in found:

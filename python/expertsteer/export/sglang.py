@@ -9,7 +9,8 @@ entry per steered layer, ``steering.npz`` and ``expertsteer_hook.py``, a copy of
         --forward-hooks "$(cat FOLDER/hooks.json)"
 
 SGLang warns, and steers nothing, where a name matches no module: look for ``Registered forward
-hook`` in its log. Where the model has a stock checkpoint, that is faster, and needs no hooks.
+hook`` in its log. This was written from SGLang's source and is tested on modules that return what
+its layers do; it has not been run in a server here.
 """
 
 from __future__ import annotations
