@@ -194,6 +194,21 @@ def test_weights_without_the_outermost_prefix_are_found(name, tmp_path):
     assert relative_error(logits(load(tmp_path / "out"), IDS), expected) < 1e-5
 
 
+def test_a_single_file_goes_before_shards_beside_it(source, tmp_path):
+    shutil.copytree(source, tmp_path / "both")
+    other = llama(seed=3)
+    other.save_pretrained(tmp_path / "both")
+    for name in (SHARDED, "model-00001-of-00005.safetensors"):
+        shutil.copy(next(source.glob(name.replace("00005", "*"))), tmp_path / "both" / name)
+    expected = load(tmp_path / "both")  # what transformers takes
+    assert torch.equal(logits(expected, IDS), logits(other, IDS))
+    made = export_checkpoint(tmp_path / "both", VECTORS, tmp_path / "out")
+    assert made.shards == ("model.safetensors",) and not (tmp_path / "out" / SHARDED).exists()
+    assert any(name.startswith("model-00001") for name in made.left_out)
+    expected = hooked_logits(other, VECTORS, IDS)
+    assert relative_error(logits(load(tmp_path / "out"), IDS), expected) < 1e-5
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["embedding alone", "both stored"])
 @pytest.mark.parametrize("case", ["llama tied", "qwen2 tied"])
 def test_tied_embeddings_stay_tied(case, both, monkeypatch, tmp_path):

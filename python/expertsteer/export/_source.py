@@ -84,7 +84,11 @@ def open_source(source: str | os.PathLike, revision: str | None = None) -> Sourc
             "bias of full precision would not fit its stored form; export from the checkpoint "
             "that is not quantised, then quantise the exported folder"
         )
-    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    # Where both are there, transformers loads the single file.
+    sharded = (folder / INDEX).is_file() and not (folder / SINGLE).is_file()
+    index = read_json(folder / INDEX) if sharded else {}
+    if sharded and not index:
+        raise ArtifactError(f"{folder / INDEX} is empty; download or copy it again")
     names = _shard_names(folder, index)
     shards = {name: read_header(folder / name) for name in names}
     return SourceCheckpoint(folder, str(source), hub_id, revision, config, index, shards)
