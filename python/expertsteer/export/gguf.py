@@ -171,8 +171,9 @@ def _checked(gguf: Any, path: Path, name: str, array: np.ndarray, kind: Any) -> 
 
 def _text(reader: Any, key: str) -> str:
     field = reader.get_field(key)
-    value = field.contents() if field is not None else ""
-    return value if isinstance(value, str) else ""
+    if field is None or not field.types or field.types[0].name != "STRING":
+        return ""
+    return bytes(field.parts[field.data[0]]).decode("utf-8")
 
 
 def model_family(vectors: SteeringVectors) -> str:
