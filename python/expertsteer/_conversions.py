@@ -78,9 +78,7 @@ def converted(model: nn.Module) -> nn.Module:
 def _config(model: nn.Module) -> Any:
     old = model.config
     settings = {name: getattr(old, name) for name in _COPIED}
-    settings["head_dim"] = (
-        getattr(old, "head_dim", None) or old.hidden_size // old.num_attention_heads
-    )
+    settings["head_dim"] = _head_dim(old)
     settings["mlp_bias"] = True
     settings["attention_bias"] = any(
         name.endswith("_proj.bias") and "self_attn" in name for name, _ in model.named_parameters()
@@ -140,22 +138,44 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     if model.config.model_type != "phi3":
         return state
     config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    query, key = (head * n for n in (config.num_attention_heads, config.num_key_value_heads))
-    cut = {}
+    cut: dict[str, Tensor] = {}
     for name, weight in state.items():
-        stem, _, last = name.rpartition("qkv_proj.")
-        if stem:
-            parts = zip("qkv", weight.split([query, key, key]))
-            cut |= {f"{stem}{part}_proj.{last}": rows.clone() for part, rows in parts}
-            continue
-        stem, _, last = name.rpartition("gate_up_proj.")
-        if stem:
-            parts = zip(("gate", "up"), weight.chunk(2))
-            cut |= {f"{stem}{part}_proj.{last}": rows.clone() for part, rows in parts}
-            continue
-        cut[name] = weight
+        parts = joint_parts(name, config)
+        for part, (first, last) in parts.items():
+            rows = weight[first:last]
+            # One value at every place stands for weights that are still in a file.
+            cut[part] = rows if 0 in rows.stride() else rows.clone()
+        if not parts:
+            cut[name] = weight
     return cut
+
+
+def joint_parts(name: str, config: Any) -> dict[str, tuple[int, int]]:
+    """What a joint projection of Phi-3 is cut into: ``{name: (first row, last row + 1)}``.
+
+    Empty for every other weight, and for other families.
+    """
+    if config.model_type != "phi3":
+        return {}
+    stem, joint, last = name.rpartition("qkv_proj.")
+    if joint:
+        head = _head_dim(config)
+        query, key = (head * n for n in (config.num_attention_heads, config.num_key_value_heads))
+        sizes = dict(zip("qkv", (query, key, key)))
+    else:
+        stem, joint, last = name.rpartition("gate_up_proj.")
+        sizes = dict.fromkeys(("gate", "up"), config.intermediate_size)
+    if not joint:
+        return {}
+    parts, row = {}, 0
+    for part, size in sizes.items():
+        parts[f"{stem}{part}_proj.{last}"] = (row, row + size)
+        row += size
+    return parts
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _stock_class(name: str) -> Any:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from .demo import demo
+from .export import export, import_vectors
 from .fit import fit
 from .generate import generate
 from .inspect import inspect
@@ -22,8 +23,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Steer one language model with what another one knows.",
 )
-for command in (demo, fit, generate, inspect):
+for command in (demo, fit, generate, inspect, export):
     app.command()(command)
+app.command("import")(import_vectors)
 
 
 def main() -> None:

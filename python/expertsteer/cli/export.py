@@ -1,0 +1,124 @@
+"""``expertsteer export`` and ``expertsteer import``."""
+
+from __future__ import annotations
+
+import contextlib
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ._common import Json, integer, print_json, show
+from ._formats import WRITERS, Asked, Format
+
+
+class Convention(str, Enum):
+    zero_based = "zero_based"
+    one_based = "one_based"
+
+
+def export(
+    folder: Annotated[str, typer.Argument(help="Folder or Hub id of steering vectors.")],
+    format: Annotated[Format, typer.Option(help="For which program; see the documentation.")],
+    out: Annotated[Path, typer.Option(help="The new folder (checkpoint, sglang), or the file.")],
+    strength: Annotated[
+        str | None,
+        typer.Option(
+            help="In median norms of the states, or auto: as calibrated. Default: auto where there "
+            "is a calibration; else 1 for gguf, which the reading program scales, and none for "
+            "the others."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Path or Hub id of the model (checkpoint, lm-eval).")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    decoder_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    check_model: Annotated[bool, typer.Option(help="Refuse vectors of another model.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Write steering vectors for a program that does not know this package."""
+    from ..vectors import SteeringVectors
+
+    vectors = SteeringVectors.from_pretrained(folder)
+    if layers is not None:
+        vectors = vectors.select([integer("layers", part) for part in layers.split(",")])
+    if format is Format.npz:
+        if strength is not None or model is not None:
+            raise ValueError(
+                "strength and model have no place in npz, which keeps vectors and scales as they "
+                "are; leave --strength and --model out"
+            )
+        amount = 1.0
+    else:
+        amount = _strength(strength, vectors, format)
+    asked = Asked(model, revision, decoder_layers, check_model)
+    written = WRITERS[format](vectors, out, amount, asked)
+    document = {
+        "out": str(out),
+        "format": format.value,
+        "layers": list(vectors.layers),
+        "strength": None if format is Format.npz else amount,
+        "content": written.content,
+        "checked": written.checked,
+        "use": written.use,
+    }
+    if as_json:
+        print_json(document)
+        return
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"wrote    {out}: {written.content}")
+    console.print(f"checked  {written.checked}")
+    console.print(f"use      {written.use}")
+
+
+def import_vectors(
+    file: Annotated[Path, typer.Argument(help="Control vector (.gguf) or archive (.npz).")],
+    out: Annotated[Path, typer.Option(help="Folder for the steering vectors.")],
+    layer_convention: Annotated[
+        Convention,
+        typer.Option(help="Whether the file's 0 or its 1 is the first block (gguf)."),
+    ] = Convention.zero_based,
+    as_json: Json = False,
+) -> None:
+    """Read vectors from a file of another program: a control vector or a NumPy archive."""
+    if file.suffix == ".gguf":
+        from ..export.gguf import import_gguf
+
+        vectors = import_gguf(file, layer_convention=layer_convention.value)
+    elif file.suffix == ".npz":
+        from ..export.npz import import_npz
+
+        if layer_convention is not Convention.zero_based:
+            raise ValueError("layer_convention is for gguf files; an npz archive counts from 0")
+        vectors = import_npz(file)
+    else:
+        raise ValueError(f"file {str(file)!r} must end in .gguf or .npz")
+    vectors.save_pretrained(out)
+    show(vectors, out, as_json)
+
+
+def _strength(text: str | None, vectors, format: Format) -> float:
+    from .._attaching import resolved_strength
+    from ..vectors import STORED
+
+    value: Any = text
+    if text is None:
+        if vectors.metadata.get(STORED):
+            value = "auto"
+        elif format in (Format.gguf, Format.repeng_gguf):
+            value = 1.0
+        else:
+            raise ValueError(
+                f"strength must be given for {format.value}, since these vectors hold no "
+                "calibration: --strength NUMBER (0.1 to 1 is usual), or fit with --neutral"
+            )
+    else:
+        with contextlib.suppress(ValueError):
+            value = float(text)
+    return resolved_strength(value, {0: vectors}, "add")

@@ -1,0 +1,152 @@
+"""A plain NumPy archive, for programs that have nothing but NumPy.
+
+``numpy.load(path)`` gives ``layers [K]`` (blocks, from 0), ``vectors [K, d]``, ``scales [K]`` and
+``document``, a json text with the metadata. At layer ``layers[k]`` strength s adds
+``s * scales[k] * vectors[k]``. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .._files import ArtifactError, _replacing, to_json
+from ..vectors import SteeringVectors, package_versions
+from ._directions import checked_vectors, new_file
+
+_KIND = "expertsteer.npz"
+_FIELDS = ("layers", "vectors", "scales", "document")
+
+
+def export_npz(vectors: SteeringVectors, path: str | os.PathLike) -> Path:
+    """Write vectors, scales and metadata; read back and compared bit for bit.
+
+    Types that NumPy lacks (bfloat16) are stored as float32, which holds them exactly, and come
+    back as they were.
+
+    Args:
+        vectors: all that is in them is kept.
+        path: the file, ending in ``.npz``; replaced where it exists.
+
+    Raises:
+        ValueError: vectors of zeros, another ending.
+        ArtifactError: metadata that json cannot hold; the file cannot be written, or was read
+            back different.
+    """
+    checked_vectors(vectors)
+    path = new_file(path, ".npz")
+    types = [str(v.dtype).removeprefix("torch.") for v in vectors.vectors.values()]
+    kinds = {v.dtype for v in vectors.vectors.values()}
+    exact = kinds.pop() if len(kinds) == 1 else torch.float64
+    stored = torch.float32 if exact == torch.bfloat16 else exact
+    document = {
+        "format": _KIND,
+        "format_version": 1,
+        "dtypes": types,
+        "metadata": {"versions": package_versions(), **vectors.metadata},
+    }
+    arrays = {
+        "layers": np.array(vectors.layers, np.int64),
+        "vectors": torch.stack([v.cpu().to(stored) for v in vectors.vectors.values()]).numpy(),
+        "scales": np.array(list(vectors.scales.values()), np.float64),
+        "document": np.array(to_json(document)),
+    }
+    try:
+        with _replacing(path) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, **arrays)
+            stream.flush()
+            _require_equal(path, vectors, import_npz(temporary))
+    except OSError as error:
+        raise ArtifactError(f"out {str(path)!r} cannot be written: {error}") from error
+    return path
+
+
+def import_npz(path: str | os.PathLike) -> SteeringVectors:
+    """Read what `export_npz` wrote, or an archive with ``layers`` and ``vectors`` by hand.
+
+    Raises:
+        ValueError: no such file; a field that is missing or has another shape.
+        ArtifactError: a damaged file, or one with pickled objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"path {str(path)!r} is no file; give an archive of vectors (*.npz)")
+    try:
+        # Opened here: NumPy leaves the file open where it finds no archive in it.
+        with open(path, "rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("one array, not an archive")
+            fields = {name: archive[name] for name in _FIELDS if name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{path} is no readable NumPy archive of plain arrays ({type(error).__name__}: "
+            f"{error}); download or copy it again"
+        ) from error
+    layers, rows = _field(path, fields, "layers", 1, "iu"), _field(path, fields, "vectors", 2, "f")
+    scales = np.ones(len(layers))
+    if "scales" in fields:
+        scales = _field(path, fields, "scales", 1, "f")
+    if not len(layers) == len(rows) == len(scales):
+        raise ValueError(
+            f"{path}: layers, vectors and scales must have one entry per layer, came "
+            f"{len(layers)}, {len(rows)} and {len(scales)}"
+        )
+    document = _document(path, fields)
+    types = document.get("dtypes") or [None] * len(rows)
+    try:
+        made = [_as(torch.from_numpy(row.copy()), kind) for row, kind in zip(rows, types)]
+        return SteeringVectors(
+            dict(zip(layers.tolist(), made)),
+            dict(zip(layers.tolist(), scales.tolist())),
+            document.get("metadata") or {"imported_from": "npz"},
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _field(path: Path, fields: dict, name: str, dimensions: int, kinds: str) -> np.ndarray:
+    array = fields.get(name)
+    if array is None:
+        raise ValueError(f"{path} has no array {name!r}; expected layers [K] and vectors [K, d]")
+    if array.ndim != dimensions or array.dtype.kind not in kinds:
+        what = "whole numbers" if "i" in kinds else "floating point"
+        raise ValueError(
+            f"{path}: {name!r} must be {what} with {dimensions} dimension(s), came shape "
+            f"{array.shape} of {array.dtype}"
+        )
+    return array
+
+
+def _document(path: Path, fields: dict) -> dict:
+    if "document" not in fields:
+        return {}
+    try:
+        document = json.loads(str(fields["document"]))
+        if document["format"] != _KIND or document["format_version"] != 1:
+            raise ValueError(f"format {document['format']!r} {document['format_version']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path}: 'document' is not the json of {_KIND} version 1 ({type(error).__name__}: "
+            f"{error}); install the release that wrote it"
+        ) from error
+    return document
+
+
+def _as(row: torch.Tensor, kind: str | None) -> torch.Tensor:
+    dtype = row.dtype if kind is None else getattr(torch, kind, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"'document' names the type {kind!r}, which torch does not have")
+    return row.to(dtype)
+
+
+def _require_equal(path: Path, written: SteeringVectors, read: SteeringVectors) -> None:
+    same = written.layers == read.layers and written.scales == read.scales
+    pairs = [(written.vectors[i].cpu(), read.vectors[i]) for i in written.layers if same]
+    if not same or not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs):
+        raise ArtifactError(f"{path} was read back with other vectors; check the disk, write again")
