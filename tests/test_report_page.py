@@ -13,7 +13,7 @@ from expertsteer import report_page
 from expertsteer.comparison import Comparison, ComparisonRow
 from expertsteer.evaluation import CurvePoint, Evaluation, Example
 from expertsteer.pairing import LayerPairing
-from expertsteer.report_page import markdown_table, write_report
+from expertsteer.report_page import charts, markdown_table, pairs, write_report
 from expertsteer.report_page.words import number
 from expertsteer.statistics import Interval, PairedTest
 
@@ -133,6 +133,12 @@ def written(tmp_path_factory):
     return folder, path.read_text("utf-8")
 
 
+@pytest.fixture
+def no_charts(monkeypatch):
+    """As without matplotlib: faster, where only the words matter."""
+    monkeypatch.setattr(report_page, "can_plot", lambda: False)
+
+
 def page_of(evaluation, folder):
     return Page(write_report(evaluation, folder).read_text("utf-8"))
 
@@ -183,9 +189,9 @@ def test_the_charts_take_their_colours_from_the_page(written):
     drawn = re.findall(r"<svg.*?</svg>", written[1], re.S)
     assert len(drawn) == 2
     for svg in drawn:
-        # What is left are the cells' numbers, which stand on the map's own colours.
-        assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {"#10202f", "#ffffff"}
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)
         assert "var(--ink)" in svg and "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", svg)
+    assert written[1].count('class="cells-light"') == written[1].count('class="cells-dark"') == 2
     for name in set(re.findall(r"var\(--([\w-]+)\)", written[1])):
         assert re.search(rf"--{name}:", written[1]), name
 
@@ -216,9 +222,8 @@ def test_every_row_of_the_comparison_stands_on_the_page_with_its_figures(written
     ],
 )
 def test_the_verdict_stands_on_top_in_words_and_in_its_own_look(
-    tmp_path, monkeypatch, tests, within, status, words
+    tmp_path, no_charts, tests, within, status, words
 ):
-    monkeypatch.setattr(report_page, "can_plot", lambda: False)  # only the words matter here
     evaluation = an_evaluation(comparison=a_comparison(tests, within))
     page = page_of(evaluation, tmp_path)
     assert [c for c in page.attributes("class") if c.startswith("verdict")] == [f"verdict {status}"]
@@ -258,9 +263,9 @@ def test_foreign_text_stays_text(tmp_path):
 def test_as_many_losses_are_shown_as_wins_and_the_page_says_of_how_many(tmp_path):
     evaluation = an_evaluation(examples=examples(300, 200, 500, "long " * 400), curves={})
     layers = 80
-    pairs = tuple((i, i, 1.0) for i in range(0, layers, 7))
+    chosen = tuple((i, i, 1.0) for i in range(0, layers, 7))
     matrix = torch.rand(layers, layers, generator=torch.Generator().manual_seed(0))
-    evaluation = replace(evaluation, pairing=LayerPairing(pairs, "lowest", matrix))
+    evaluation = replace(evaluation, pairing=LayerPairing(chosen, "lowest", matrix))
     page = page_of(evaluation, tmp_path)
     shown = [c.split()[1] for c in page.attributes("class") if c.startswith("example ")]
     assert shown.count("win") == shown.count("loss") == shown.count("tie") == 12
@@ -273,7 +278,7 @@ def test_as_many_losses_are_shown_as_wins_and_the_page_says_of_how_many(tmp_path
     assert len(json.loads((tmp_path / "evaluation.json").read_text("utf-8"))["examples"]) == 1000
 
 
-def test_the_counts_are_those_of_all_items_where_only_some_examples_were_kept(tmp_path):
+def test_the_counts_are_those_of_all_items_where_only_some_examples_were_kept(tmp_path, no_charts):
     evaluation = an_evaluation(
         examples=examples(3, 3, 3), outcomes={"win": 70, "loss": 11, "tie": 1019}, curves={}
     )
@@ -282,8 +287,7 @@ def test_the_counts_are_those_of_all_items_where_only_some_examples_were_kept(tm
     assert "losses (3 of 11)" in page.text and "All 9 that were kept" in page.text
 
 
-def test_other_tasks_and_a_health_check_become_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_page, "can_plot", lambda: False)
+def test_other_tasks_and_a_health_check_become_tables(tmp_path, no_charts):
     sides = {
         "unsteered": {"value": 0.25, "stderr": 0.02},
         "steered": {"value": 0.5, "stderr": None},
@@ -295,8 +299,8 @@ def test_other_tasks_and_a_health_check_become_tables(tmp_path, monkeypatch):
         "items": 40,
         "test": {"p_value": 0.03},
     }
-    pairs = [{"layer": i, "auc": 0.9 + 0.01 * i, "floor": None} for i in range(3)]
-    health = {"ok": False, "warnings": ["w1"], "findings": [{"message": "w1"}], "pairs": pairs}
+    layers = [{"layer": i, "auc": 0.9 + 0.01 * i, "floor": None} for i in range(3)]
+    health = {"ok": False, "warnings": ["w1"], "findings": [{"message": "w1"}], "pairs": layers}
     page = page_of(an_evaluation(harness=(other | sides,), health=health), tmp_path)
     rows = [[cell.strip() for cell in cells if cell.strip()] for cells in page.rows]
     assert ["arc", "acc", "0.250 ± 0.020", "0.500", "+0.250", "0.03", "40"] in rows
@@ -364,7 +368,7 @@ def test_points_far_beyond_the_budget_are_counted(tmp_path, measure, budget):
         for s, d in ((0.0, 0.0), (1.0, 0.1), (2.0, 0.4), (4.0, 5.0))
     )
     comparison = replace(a_comparison(), measure=measure, budget=budget)
-    evaluation = an_evaluation(comparison=comparison, curves={"expert": points})
+    evaluation = an_evaluation(comparison=comparison, curves={"expert": points}, pairing=None)
     text = page_of(evaluation, tmp_path).text
     assert "1 point lies so far beyond" in text
 
@@ -397,6 +401,16 @@ def contrast(a, b):
 
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_numbers_stand_out_from_their_cells_on_either_page():
+    maps = pairs._maps()
+    for share in torch.linspace(0, 1, 51).tolist():
+        cells = [colours(share) for colours in maps]
+        name = charts._VARIABLES[pairs._letters(cells)]
+        for cell, letters in zip(cells, name.removeprefix("on-")):
+            cell = "#" + "".join(f"{round(255 * c):02x}" for c in cell[:3])
+            assert contrast(cell, {"w": "#ffffff", "b": "#000000"}[letters]) >= 4.5, share
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

@@ -20,8 +20,17 @@ WIDTH = 4.0  # inches, little enough that letters stay readable on a phone
 INK, MUTED, GRID, ACCENT, GREY = "#1c2733", "#5b6770", "#e4e8ec", "#b8431f", "#98a2ab"
 PAPER = "#fefefe"
 LINES = ("#b7421e", "#1f6fb5", "#2f7d4f", "#8447a8", "#8a6100", "#00788a", "#b03a75", "#4b5a9b")
+DARK = "cells-dark"  # of what the PNG leaves out and a dark page shows
+# By whether letters are white on a light and on a dark page; in the PNG they are as good as that.
+LETTERS = {
+    (True, True): "#fffffe",
+    (True, False): "#fffffd",
+    (False, True): "#000001",
+    (False, False): "#000002",
+}
 _ROLES = {INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent", GREY: "grey", PAPER: "paper"}
-_VARIABLES = _ROLES | {colour: f"c{i}" for i, colour in enumerate(LINES, 1)}
+_VARIABLES = {c: "on-" + "".join("bw"[w] for w in white) for white, c in LETTERS.items()}
+_VARIABLES |= _ROLES | {colour: f"c{i}" for i, colour in enumerate(LINES, 1)}
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -76,6 +85,8 @@ def inline(svg: str, name: str) -> str:
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
+    # Ids of both bars and both maps would be the same; what CSS asks for becomes a class.
+    svg = re.sub(r'\bid="(cells-\w+)"', r'class="\1"', svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
     svg = svg.replace("url(#", f"url(#{name}-")
@@ -90,8 +101,12 @@ def inline(svg: str, name: str) -> str:
 def _write(figure: Any, path: Path) -> None:
     kind = path.suffix[1:].lower() or "png"
     metadata = {"Software": None} if kind == "png" else None
+    for artist in figure.findobj(lambda a: a.get_gid() == DARK):
+        artist.set_visible(False)
     with _replacing(path) as temporary:
         figure.savefig(temporary, dpi=200, format=kind, metadata=metadata)
+    for artist in figure.findobj(lambda a: a.get_gid() == DARK):
+        artist.set_visible(True)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
     """
 
     methods: dict[str, list[CurvePoint]]
-    random: list[list[CurvePoint]]
+    random: dict[str, list[CurvePoint]]
     single: list[ComparisonRow]
     beyond: int
 
@@ -54,7 +54,7 @@ def chosen_points(evaluation: Evaluation) -> Drawn:
     beyond = sum(len(points) - len(kept[name]) for name, points in evaluation.curves.items())
     return Drawn(
         {name: kept[name] for name in names if name not in drawn},
-        [kept[name] for name in names if name in drawn],
+        {name: kept[name] for name in names if name in drawn},
         shown,
         beyond + len(single) - len(shown),
     )
@@ -110,17 +110,16 @@ def _controls(axes, evaluation: Evaluation, drawn: Drawn, handles: dict[str, Any
         handles[unsteered.name] = axes.axhline(
             unsteered.score.mean, color=charts.MUTED, lw=1.2, ls=":"
         )
-    for points in drawn.random:
+    singly = {r.name: r for r in random}
+    together = f"random directions ({len(random)})"
+    for name, points in drawn.random.items():
         x, y = [p.divergence for p in points], [p.score for p in points]
-        handles[f"random directions ({len(drawn.random)})"] = axes.plot(
-            x, y, color=charts.GREY, lw=1.0, zorder=2
-        )[0]
-    dots = [r for r in random if math.isfinite(r.divergence)] if not drawn.random else []
-    if dots:
+        label = together if name in singly else name
+        handles[label] = axes.plot(x, y, color=charts.GREY, lw=1.0, zorder=2)[0]
+    dots = [r for r in random if math.isfinite(r.divergence)]
+    if dots and not singly.keys() & drawn.random.keys():
         x, y = [r.divergence for r in dots], [r.score.mean for r in dots]
-        handles[f"random directions ({len(dots)})"] = axes.plot(
-            x, y, "o", color=charts.GREY, ms=4, ls="", zorder=2
-        )[0]
+        handles[together] = axes.plot(x, y, "o", color=charts.GREY, ms=4, ls="", zorder=2)[0]
     row = evaluation.comparison.row(evaluation.method)
     if evaluation.method in drawn.methods and math.isfinite(row.divergence):
         low, high = row.score.mean - row.score.low, row.score.high - row.score.mean

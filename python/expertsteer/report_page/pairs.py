@@ -38,7 +38,7 @@ def draw_pairs(pairing: LayerPairing):
     rows, columns = matrix.shape
     cell = min(3.4 / columns, 0.7)
     figure, axes = charts.new_figure(min(max(cell * rows, 1.2), 9.0) + 1.5)
-    image = axes.imshow(matrix, cmap=_colours(), aspect="auto", interpolation="none")
+    image, *_ = _both(axes, matrix)
     if has_numbers(pairing):
         _numbers(axes, pairing, matrix)
     _frames(axes, pairing, min(cell * 72, 54))
@@ -50,44 +50,67 @@ def draw_pairs(pairing: LayerPairing):
     axes.set_title(f"framed: the {len(pairing)} pairs by rule “{line(pairing.rule, 30)}”", size=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+    _colour_bar(figure, image)
+    return figure
+
+
+def _both(axes, values: np.ndarray, **options):
+    """The same picture in the colours of a light and of a dark page, of which CSS shows one."""
+    shown = {"aspect": "auto", "interpolation": "none"} | options
+    images = [axes.imshow(values, cmap=colours, **shown) for colours in _maps()]
+    for image, gid in zip(images, ("cells-light", charts.DARK)):
+        image.set_gid(gid)
+    return images
+
+
+def _colour_bar(figure, image) -> None:
     bar = figure.colorbar(
         image, label="mutual information (nats)", orientation="horizontal", aspect=30, pad=0.03
     )
     bar.outline.set_visible(False)
-    return figure
+    bar.solids.set_visible(False)
+    low, high = bar.ax.get_xlim()
+    _both(bar.ax, np.linspace(low, high, 256)[None], extent=(low, high, *bar.ax.get_ylim()))
 
 
-def _colours():
+def _maps():
+    """Colours for a light and for a dark page, each from near the paper to far from it."""
     from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 
     # Without the palest end, so that the map's edge shows on white paper.
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap(colormaps["Blues"](np.linspace(0.08, 1.0, 256)))
+    light = ListedColormap(colormaps["Blues"](np.linspace(0.08, 1.0, 256)))
+    dark = ("#1b2937", "#1f4f7d", "#3f86c6", "#b4d8fd")
+    return light, LinearSegmentedColormap.from_list("dark", dark)
 
 
 def _numbers(axes, pairing: LayerPairing, matrix: np.ndarray) -> None:
-    low, high = np.nanmin(matrix), np.nanmax(matrix)
+    low, high, maps = np.nanmin(matrix), np.nanmax(matrix), _maps()
     effects = {(e, t): value for e, t, value in pairing.effects}
     size, largest = letter_size(pairing), np.nanmax(np.abs(matrix))
     digits = 2 if largest < 10 else 1 if largest < 100 else 0
     for row, e in enumerate(pairing.expert_axis):
         for column, t in enumerate(pairing.target_axis):
             value = matrix[row, column]
-            dark = (value - low) / max(high - low, 1e-300) > 0.5
+            share = (value - low) / max(high - low, 1e-300)
             text = f"{value:.{digits}f}"
             text = text.replace("nan", "–").replace("-", "−")
             both = (e, t) in effects
-            look = {"ha": "center", "color": "#ffffff" if dark else "#10202f"}
-            label = axes.text(
-                column, row, text, va="bottom" if both else "center", size=size, **look
-            )
-            label.set_gid(f"cell-{row}-{column}")
+            look = {"ha": "center", "color": _letters([colours(share) for colours in maps])}
+            axes.text(column, row, text, va="bottom" if both else "center", size=size, **look)
             if both:
                 text = f"{effects[e, t]:+.2f}".replace("-", "−")
-                label = axes.text(column, row, text, va="top", size=0.85 * size, **look)
-                label.set_weight("bold")
-                label.set_gid(f"cell-{row}-{column}-effect")
+                axes.text(column, row, text, va="top", size=0.85 * size, weight="bold", **look)
+
+
+def _letters(cells: list[tuple[float, ...]]) -> str:
+    """White or black, whichever stands out more from a cell of a light and of a dark page."""
+    return charts.LETTERS[tuple(_luminance(cell) < 0.179 for cell in cells)]
+
+
+def _luminance(cell: tuple[float, ...]) -> float:
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in cell[:3]]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
 
 def _frames(axes, pairing: LayerPairing, points: float) -> None:
