@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,11 @@ from ..comparison import Comparison, ComparisonRow
 from ..evaluation import Evaluation, Example
 from ..statistics import Interval, PairedTest
 from .markdown import control_names, family_of, price_names, setting_of, unit_of
+from .tree import scalar, tree
 from .words import clean, excerpt, line, number, p_text, p_value
 
 SHOWN = 12  # examples of each outcome
 PROMPT_LENGTH, ANSWER_LENGTH = 700, 400  # characters of an example that the page shows
-LISTED = 40  # entries of a list in the settings
 OUTCOMES = ("win", "loss", "tie")
 KINDS = {
     "none": "nothing changed",
@@ -239,7 +238,7 @@ def _harness_row(row: Mapping[str, Any]) -> dict[str, str]:
     words = {name: line(row.get(name)) for name in ("task", "metric", "filter")}
     test = row.get("test") or {}
     p = test.get("p_value") if test.get("adjusted") is None else test["adjusted"]
-    told = {"difference": difference, "items": _scalar(row.get("items")), "p": p_text(p)}
+    told = {"difference": difference, "items": scalar(row.get("items")), "p": p_text(p)}
     return words | sides | told
 
 
@@ -274,44 +273,3 @@ def _command(command: Any) -> str | None:
     if isinstance(command, (list, tuple)):
         return clean(shlex.join(map(str, command)))
     return clean(command) if command else None
-
-
-def tree(value: Any, depth: int = 4) -> tuple[str, Any]:
-    """Json values as nodes for the template: (``"text"``, ``"map"``, ``"table"`` or ``"list"``, …).
-
-    Mappings with the same keys become a table, a line for each key: figures of a few layers.
-    """
-    if isinstance(value, Mapping) and value and depth:
-        return "map", [(line(key), tree(item, depth - 1)) for key, item in value.items()]
-    if isinstance(value, (list, tuple)) and value and depth:
-        if not any(isinstance(item, (Mapping, list, tuple)) for item in value):
-            more = f" … and {len(value) - LISTED:,} more" if len(value) > LISTED else ""
-            return "text", ", ".join(_scalar(item) for item in value[:LISTED]) + more
-        if _alike(value):
-            keys = [key for key in value[0] if any(item[key] is not None for item in value)]
-            return "table", [(line(k), [_scalar(item[k]) for item in value]) for k in keys]
-        nodes = [tree(item, depth - 1) for item in value[:LISTED]]
-        if len(value) > LISTED:
-            nodes.append(("text", f"… and {len(value) - LISTED:,} more"))
-        return "list", nodes
-    return "text", _scalar(value)
-
-
-def _alike(items: Sequence[Any]) -> bool:
-    """Whether they are mappings of the same keys to single values, few enough for columns."""
-    if len(items) > LISTED or not all(isinstance(item, Mapping) and item for item in items):
-        return False
-    flat = all(not isinstance(v, (Mapping, list, tuple)) for item in items for v in item.values())
-    return flat and all(set(item) == set(items[0]) for item in items)
-
-
-def _scalar(value: Any) -> str:
-    if value is None or value == "" or value == [] or value == {}:
-        return number(None)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return number(value) if abs(value) < 1e6 else f"{value:g}"
-    if isinstance(value, (Mapping, list, tuple)):
-        return excerpt(json.dumps(value, default=str), 1000)
-    return excerpt(value, 1000)
