@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from .demo.run import Row
     from .statistics import PairedTest
 
-INK, MUTED, ACCENT = "#1c2733", "#6b7885", "#c4502b"
+INK, MUTED = "#1c2733", "#6b7885"
 LINES = ("#c4502b", "#2f6db3", "#3f8f5b", "#8a5aa8", "#8d8d8d")
 
 
@@ -99,32 +101,12 @@ def heat_map(
     Args:
         matrix: ``[L_E, L_T]`` in nats; rows and columns belong to the given layers.
     """
-    from matplotlib.patches import Rectangle
+    from .report_page import charts
+    from .report_page.pairs import draw_pairs
 
-    rows, columns = matrix.shape
-    figure, axes = _figure(max(4.2, 0.8 * columns + 2.2), max(3.2, 0.8 * rows + 1.6))
-    image = axes.imshow(matrix.numpy(), cmap="Blues", aspect="equal")
-    middle = float(matrix.min() + matrix.max()) / 2
-    for e in range(rows):
-        for t in range(columns):
-            if matrix.numel() <= 144:  # past a dozen layers the numbers would overlap
-                colour = "white" if matrix[e, t] > middle else INK
-                axes.text(t, e, f"{matrix[e, t]:.1f}", ha="center", va="center", color=colour)
-    for pair in pairing:
-        corner = (
-            list(target_layers).index(pair.target_layer) - 0.5,
-            list(expert_layers).index(pair.expert_layer) - 0.5,
-        )
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=ACCENT, linewidth=2.5))
-    axes.set_xticks(range(columns), target_layers)
-    axes.set_yticks(range(rows), expert_layers)
-    axes.set_xlabel("target layer")
-    axes.set_ylabel("expert layer")
-    axes.set_title(f"mutual information, pairs by rule “{pairing.rule}”", fontsize=10, color=INK)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    figure.colorbar(image, label="nats", fraction=0.046, pad=0.04).outline.set_visible(False)
-    figure.savefig(path, dpi=160)
+    layers = {"expert_axis": tuple(expert_layers), "target_axis": tuple(target_layers)}
+    drawn = replace(pairing, matrix=matrix, floor=None, **layers)
+    charts.picture(Path(path), draw_pairs, drawn)
 
 
 def strength_curve(
