@@ -56,6 +56,10 @@ class Evaluation:
         health: of the fit, as `health` gives it in json values; empty where it was not looked at.
         excluded: items and texts that were left out, by reason, with their number.
         settings: models, files, options, seeds, versions and the command; json values.
+        outcomes: how many of all test items are a win, a loss and a tie of steering.
+        harness: tasks of lm-evaluation-harness without and with steering: rows with ``task``,
+            ``metric``, ``filter``, ``items``, ``unsteered`` and ``steered`` (each a value and its
+            ``stderr`` or null); json values.
     """
 
     task: str
@@ -67,6 +71,8 @@ class Evaluation:
     health: dict[str, Any] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    harness: tuple[dict[str, Any], ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -102,6 +108,8 @@ class Evaluation:
             "health": self.health,
             "excluded": self.excluded,
             "settings": self.settings,
+            "outcomes": self.outcomes,
+            "harness": list(self.harness),
         }
 
 
