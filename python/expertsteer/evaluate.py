@@ -6,17 +6,15 @@ had from here too, and so can the intervals of `statistics`.
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .scoring import choice_probabilities, mean_loss
-from .vectors import SteeringVectors, package_versions
+from .vectors import SteeringVectors
 
 if TYPE_CHECKING:
     from .artifacts import HiddenStates
@@ -55,8 +53,9 @@ def evaluate(
     shortlist: int | None = None,
     rfm: RFM | None = None,
     validation: float = 0.4,
-    curves: bool | Sequence[str] = True,
+    curves: bool | str | Sequence[str] = True,
     examples: int = EXAMPLES,
+    lm_eval: Mapping[str, Any] | None = None,
     health: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -82,9 +81,12 @@ def evaluate(
         method: the row that the verdict, the examples and the pairing are about; by default the
             given vectors, else the expert's default, else the target's own mean difference.
         validation: share of the items on which layers are chosen.
-        curves: for all methods, for none (``False``), or for those of these names.
+        curves: for all methods, for none (``False``), for ``"method"`` alone, or for those of
+            these names.
         examples: test items kept, as equally many wins, losses and ties as there are, the first
             of each in the order of the task: not chosen by how much they changed.
+        lm_eval: options of `lm_eval_tasks.evaluate_lm_eval`, ``tasks`` among them: these tasks of
+            lm-evaluation-harness are then measured under the same vectors at the same strength.
         health: of the fit, json values; kept as it is.
         settings: what else should be told of the run, json values, such as the command.
         batch_size: sequences per forward pass of the task; `compare` has twice as many.
@@ -96,13 +98,17 @@ def evaluate(
             (`TaskError`, by file and line), or what `compare` raises.
     """
     from ._curves import strength_curves
+    from ._provenance import neutral_excluded, provenance
     from .controls import compared
     from .evaluation import Evaluation
-    from .tasks import Task
+    from .lm_eval_tasks import require_tasks
+    from .tasks import Perplexity, Task
 
     if type(examples) is not int or examples < 0:
         raise ValueError(f"examples must be a whole number from 0 on, came {examples!r}")
     named = {GIVEN: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors or {})
+    if lm_eval is not None:  # now, not after the whole comparison
+        require_tasks(lm_eval["tasks"], lm_eval.get("include_path"), lm_eval.get("limit"))
     on = task
     if isinstance(task, Task):
         options = {"seed": seed, "batch_size": batch_size, "max_length": max_length}
@@ -120,7 +126,9 @@ def evaluate(
         vectors=named,
         random=random,
         prompts=prompts,
-        prices=None,
+        prices=_neutral_price(model, tokenizer, neutral, on, max_length)
+        if isinstance(on.task, Perplexity)
+        else None,
         layers=layers,
         pairs=pairs,
         shortlist=shortlist,
@@ -134,6 +142,7 @@ def evaluate(
     name = _method(made, method, named)
     answered, outcomes = _examples(on, made, name, examples)
     wanted = (None if curves else ()) if isinstance(curves, bool) else curves
+    wanted = [name] if wanted == "method" else wanted
     drawn = strength_curves(made.bench, made.comparison, wanted, progress=progress)
     return Evaluation(
         task=on.title,
@@ -143,11 +152,12 @@ def evaluate(
         pairing=_pairing(made, name),
         examples=tuple(answered),
         health=dict(health or {}),
-        excluded=on.excluded | _neutral_excluded(made),
-        settings=_settings(model, on, expert, target, named, neutral, made)
+        excluded=on.excluded | neutral_excluded(made),
+        settings=provenance(model, on, expert, target, named, neutral, made)
         | {"validation": validation, "batch_size": batch_size}
         | dict(settings or {}),
         outcomes=outcomes,
+        harness=_harness(made, name, tokenizer, lm_eval, seed, batch_size, progress),
     )
 
 
@@ -216,73 +226,45 @@ def _pairing(made: Compared, name: str) -> LayerPairing | None:
     return pairing if pairing is None else replace(pairing, effects=effects)
 
 
-def _neutral_excluded(made: Compared) -> dict[str, int]:
-    texts = made.bench.chosen_on, made.bench.reported_on
-    counts = {
-        "neutral texts cut to the context": sum(t.truncated for t in texts),
-        "neutral texts with too few tokens": sum(t.excluded for t in texts),
-    }
-    return {reason: count for reason, count in counts.items() if count}
+def _neutral_price(
+    model: nn.Module, tokenizer: Any, neutral: Sequence[Any], on: TaskOnModel, longest: int | None
+) -> dict[str, Callable[[str], float]]:
+    """The loss on the neutral texts that are reported on, in nats per token of all of them."""
+    from ._neutral import neutral_texts
+    from .scoring import behind, log_probabilities
+
+    texts = list(neutral[1::2])
+    rows = [list(row) for row in neutral_texts(model, texts, tokenizer, longest, 2).rows]
+
+    def loss(prompt: str) -> float:
+        scored = behind(tokenizer, rows, texts, prompt) if prompt else [(ids, 1) for ids in rows]
+        total = log_probabilities(model, scored, on.batch_size)
+        return -float(total.sum()) / sum(len(ids) - start for ids, start in scored)
+
+    return {"neutral loss": loss}
 
 
-def _settings(
-    model: nn.Module,
-    on: TaskOnModel,
-    expert: HiddenStates | None,
-    target: HiddenStates | None,
-    given: Mapping[str, SteeringVectors],
-    neutral: Sequence[Any],
+def _harness(
     made: Compared,
-) -> dict[str, Any]:
-    """Where everything came from, json values."""
-    from .models import describe
+    name: str,
+    tokenizer: Any,
+    options: Mapping[str, Any] | None,
+    seed: int,
+    batch_size: int,
+    progress: bool,
+) -> tuple[dict[str, Any], ...]:
+    """The harness's tasks under the method's setting; none for a prompt, which is no steering."""
+    from .lm_eval_tasks import evaluate_lm_eval
 
-    bench, fitting = made.bench, made.fitting
-    effects = sum(len(p.effects) for p in fitting.pairings.values())
-    capture = target or expert
-    return {
-        "target": describe(model),
-        "expert": None if expert is None else dict(expert.model),
-        "contrast": None
-        if capture is None
-        else {"examples": len(capture), "hash": _contrast_hash(capture)},
-        "task": {
-            "file": on.task.source,
-            "type": type(on.task).__name__,
-            "options": _options(on.task),
-            "items": {name: len(items) for name, items in on.items.items()},
-            "hash": _hash(on.task.items),
-        },
-        "neutral": {
-            "texts": len(neutral),
-            "tokens": [bench.chosen_on.tokens, bench.reported_on.tokens],
-            "hash": _hash([list(t) if not isinstance(t, str) else t for t in neutral]),
-        },
-        "vectors": {name: one.metadata | _shape(one) for name, one in given.items()},
-        "pairs": fitting.pairs,
-        "pair effects": {"measured": effects, "passes over neutral texts": made.effect_passes},
-        "seed": made.comparison.seed,
-        "versions": package_versions() | {"python": platform.python_version()},
-    }
-
-
-def _options(task: Task) -> dict[str, Any]:
-    """How the task scores, as far as json can hold it."""
-    named = {f.name: getattr(task, f.name) for f in fields(task)}
-    named = {n: v for n, v in named.items() if n not in ("items", "source") and n[0] != "_"}
-    return {n: getattr(v, "__qualname__", v) if callable(v) else v for n, v in named.items()}
-
-
-def _shape(vectors: SteeringVectors) -> dict[str, Any]:
-    return {"layers": list(vectors.layers), "fingerprint": vectors.fingerprint}
-
-
-def _contrast_hash(capture: HiddenStates) -> str | None:
-    return None if capture.keys is None else _hash(capture.keys.tolist())
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    if options is None or name not in made.bench.chosen:
+        return ()
+    chosen = made.bench.chosen[name]
+    options = {"seed": seed, "batch_size": batch_size, "progress": progress} | dict(options)
+    model = made.bench.model
+    rows = evaluate_lm_eval(
+        model, tokenizer, vectors=chosen.vectors, strength=chosen.strength, **options
+    )
+    return tuple(row.to_dict() for row in rows)
 
 
 def __getattr__(name: str) -> Any:

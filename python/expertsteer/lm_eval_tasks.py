@@ -32,7 +32,7 @@ class HarnessRow:
     """One metric of one task.
 
     Attributes:
-        task, metric, filter: the harness's names; higher_is_better: as the harness says, if it does.
+        task, metric, filter: as the harness names them; higher_is_better: where it says so.
         items: how many were measured.
         unsteered, steered: value and standard error (``None`` where the harness gives none).
         test: steered against unsteered over the same items; ``None`` without one value per item.
@@ -93,8 +93,9 @@ def evaluate_lm_eval(
     Raises:
         ValueError: lm-eval is not installed, an unknown task, a task without metrics; see `attach`.
     """
-    names = _checked(tasks, batch_size, limit)
-    manager = _task_manager(names, include_path)
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, came {batch_size!r}")
+    names, manager = require_tasks(tasks, include_path, limit)
     seeds = {f"{name}_random_seed": seed for name in ("numpy", "torch", "fewshot")}
     settings = {"limit": limit, "num_fewshot": num_fewshot, "random_seed": seed} | seeds | options
 
@@ -221,21 +222,23 @@ class _Waiting:
         return [length for length, _ in found], [prompt for _, prompt in found]
 
 
-def _checked(tasks: Sequence[str], batch_size: Any, limit: Any) -> list[str]:
+def require_tasks(
+    tasks: Sequence[str], include_path: Any = None, limit: Any = None
+) -> tuple[list[str], Any]:
+    """The names of tasks and the harness's manager that knows them all.
+
+    The harness's own tasks, thousands of files, are read only where they are needed.
+
+    Raises:
+        ValueError: lm-eval is not installed, no such task, folder or limit.
+    """
     if find_spec("lm_eval") is None:
         raise ValueError("lm-eval tasks need lm-eval: pip install 'expertsteer[eval]'")
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"tasks must name at least one lm-eval task, came {tasks!r}")
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, came {batch_size!r}")
     if limit is not None and not limit > 0:
         raise ValueError(f"limit must be a number of items, or a share below 1, came {limit!r}")
-    return names
-
-
-def _task_manager(names: Sequence[str], include_path: Any) -> Any:
-    """Tasks by name; the harness's own, thousands of files, are read where they are needed."""
     from lm_eval.tasks import TaskManager
 
     if include_path is not None:
@@ -246,7 +249,7 @@ def _task_manager(names: Sequence[str], include_path: Any) -> Any:
             raise ValueError(f"include_path: there is no folder {missing[0]!r}")
         manager = TaskManager(include_path=folders, include_defaults=False)
         if set(names) <= set(manager.all_tasks):
-            return manager
+            return names, manager
         manager = TaskManager(include_path=folders)
     else:
         manager = TaskManager()
@@ -256,7 +259,7 @@ def _task_manager(names: Sequence[str], include_path: Any) -> Any:
             f"tasks: lm-eval knows no task {unknown[0]!r}; give the folder of a task file of your "
             "own as include_path, or see `lm-eval ls tasks`"
         )
-    return manager
+    return names, manager
 
 
 def _rows(before: dict, after: dict, seed: int) -> Iterator[HarnessRow]:

@@ -82,6 +82,24 @@ def comparison_table(comparison: Comparison, title: str) -> Table:
     return table
 
 
+def markdown_rows(comparison: Comparison) -> str:
+    """Every method's score, divergence, prices, settings and p-values as a markdown table."""
+    names = [*comparison.rows[0].prices]
+    head = ["steered by", "score [95 %]", "divergence", *names, "layers", "strength"]
+    head += ["p, unsteered", "p, best random"]
+    lines = [head, ["---"] * len(head)]
+    for row in comparison.rows:
+        mean, low, high = row.score
+        setting = "-" if row.strength is None else f"{row.strength:.3f}"
+        cells = [row.name, f"{mean:.3f} [{low:.3f}, {high:.3f}]", f"{row.divergence:.3f}"]
+        cells[-1] += "" if row.within else " (over the budget)"
+        cells += [f"{row.prices[name]:.3f}" for name in names]
+        cells += [", ".join(map(str, row.layers)) or "-"]
+        cells += [f"{row.extra_tokens} tokens" if row.prompt else setting]
+        lines.append(cells + ([_p_value(test) for test in row.against.values()] or ["-", "-"]))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
 def _p_value(test: PairedTest) -> str:
     p = test.p_value if test.adjusted is None else test.adjusted
     return ("<.0001" if p < 1e-4 else f"{p:.2g}") + (" ↓" if test.difference.mean < 0 else "")

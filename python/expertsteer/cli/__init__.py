@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from .demo import demo
+from .evaluate import evaluate
 from .fit import fit
 from .generate import generate
 from .inspect import inspect
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Steer one language model with what another one knows.",
 )
-for command in (demo, fit, generate, inspect):
+for command in (demo, evaluate, fit, generate, inspect):
     app.command()(command)
 
 
