@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import exp
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -65,6 +66,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure what steering does to a task, against every control, all at one divergence budget.
 
+    A perplexity task also has the loss on the neutral texts for a price, in nats per token.
+
     `compare` on the task, and what a report shows beside it: each method's effect against its
     divergence at shares of its strength, test items answered with and without the method that the
     verdict is about, the layer pairs with the effects that were measured, and the provenance.
@@ -107,6 +110,7 @@ def evaluate(
     if type(examples) is not int or examples < 0:
         raise ValueError(f"examples must be a whole number from 0 on, came {examples!r}")
     named = {GIVEN: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors or {})
+    _require_known(method, named)
     if lm_eval is not None:  # now, not after the whole comparison
         require_tasks(lm_eval["tasks"], lm_eval.get("include_path"), lm_eval.get("limit"))
     on = task
@@ -155,6 +159,7 @@ def evaluate(
         excluded=on.excluded | neutral_excluded(made),
         settings=provenance(model, on, expert, target, named, neutral, made)
         | {"validation": validation, "batch_size": batch_size}
+        | ({"perplexity": _perplexities(made)} if isinstance(on.task, Perplexity) else {})
         | dict(settings or {}),
         outcomes=outcomes,
         harness=_harness(made, name, tokenizer, lm_eval, seed, batch_size, progress),
@@ -167,22 +172,26 @@ def _method(made: Compared, wanted: str | None, given: Mapping[str, SteeringVect
 
     rows = [row.name for row in made.comparison.rows if row.against]
     skipped = made.comparison.skipped
-    first = next(
-        (n for n in (wanted, *given, DEFAULT, *OWN) if n in rows or _unmet(skipped, n)), None
-    )
-    if wanted is not None and wanted not in (*rows, *skipped):
-        raise ValueError(f"method must be one of {rows}, came {wanted!r}")
-    if wanted is not None and wanted in skipped and not _unmet(skipped, wanted):
-        raise ValueError(f"method {wanted!r} was not measured: it {skipped[wanted]}")
-    if first is not None and first in rows:
-        return first
-    if first is None and rows:
-        return rows[0]
-    budget = made.comparison.budget
-    raise BudgetError(f"budget={budget:g} is met by no strength of {first!r}; raise it")
+    for name in (*given, DEFAULT, *OWN, *rows) if wanted is None else (wanted,):
+        if name in rows:
+            return name
+        if _unmet(skipped, name):
+            budget = made.comparison.budget
+            raise BudgetError(f"budget={budget:g} is met by no strength of {name!r}; raise it")
+    reason = skipped.get(wanted, "was not asked for")
+    raise ValueError(f"method: {wanted or 'none'} was not measured, since it {reason}")
 
 
-def _unmet(skipped: Mapping[str, str], name: str | None) -> bool:
+def _require_known(method: str | None, given: Mapping[str, SteeringVectors]) -> None:
+    from .baselines import METHODS
+    from .comparison import PROMPT
+
+    known = (*given, *METHODS, PROMPT)
+    if method is not None and method not in known:
+        raise ValueError(f"method must be one of {known}, came {method!r}")
+
+
+def _unmet(skipped: Mapping[str, str], name: str) -> bool:
     return "no strength meets the budget" in skipped.get(name, "")
 
 
@@ -242,6 +251,14 @@ def _neutral_price(
         return -float(total.sum()) / sum(len(ids) - start for ids, start in scored)
 
     return {"neutral loss": loss}
+
+
+def _perplexities(made: Compared) -> dict[str, dict[str, float]]:
+    """Of every row, on the task's test texts and on the neutral ones."""
+    return {
+        row.name: {"task": exp(-row.score.mean), "neutral": exp(row.prices["neutral loss"])}
+        for row in made.comparison.rows
+    }
 
 
 def _harness(

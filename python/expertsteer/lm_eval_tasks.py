@@ -104,6 +104,8 @@ def evaluate_lm_eval(
 
         return simple_evaluate(harness, tasks=names, task_manager=manager, **settings)
 
+    with attach(model, vectors, strength=strength, positions=positions):
+        pass  # what cannot be attached is refused now, not after the unsteered run
     with evaluating(model), _restored(tokenizer):
         harness = live_harness(
             model, tokenizer, batch_size, max_length, plain=positions == "all", progress=progress

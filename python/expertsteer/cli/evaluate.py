@@ -257,6 +257,10 @@ def _print(result: Any, page: Path | None) -> None:
         console.print(f"Not measured, since it {reason}: {'; '.join(names)}.", **plain)
     for reason, count in result.excluded.items():
         console.print(f"Left out or cut: {count} {reason}.", **plain)
+    for name in ("unsteered", result.method) if "perplexity" in result.settings else ():
+        texts = result.settings["perplexity"][name]
+        shown = ", ".join(f"{value:.3f} on {kind} texts" for kind, value in texts.items())
+        console.print(f"Perplexity, {name}: {shown}.", **plain)
     if result.harness:
         console.print(_harness_table(result))
     console.print(result.verdict, **plain)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._attaching import resolved_strength
+from .._attaching import checked_experts, resolved_strength
 from .._decoder import find_decoder, uncompiled
 from .._files import ArtifactError, _replacing
 from ..vectors import SteeringVectors
@@ -111,16 +111,12 @@ def hookpoints(
     """How the harness calls each steered layer: its dotted name inside ``model.base_model``.
 
     Raises:
-        ValueError: a layer that the model lacks, another width, a model whose layers are not
-            inside ``base_model``.
+        ValueError: vectors that do not fit the model, as `attach` says; a model whose layers are
+            not inside ``base_model``.
     """
     model = uncompiled(model)
     found = find_decoder(model, decoder_layers)
-    deep = [layer for layer in vectors.layers if layer >= len(found)]
-    if deep:
-        raise ValueError(
-            f"vectors: layer {deep[0]} is out of range for a model with {len(found)} layers"
-        )
+    checked_experts(model, vectors, found, True, "add", None)
     names = {id(module): name for name, module in model.base_model.named_modules()}
     missing = [i for i in vectors.layers if id(found.layers[i]) not in names]
     if missing:
