@@ -226,6 +226,8 @@ def test_the_module_and_the_function_share_a_name():
         ({"target": "own", "method": "magic"}, "method must be one of"),
         ({"target": "own", "method": DEFAULT}, "was not measured, since it was not asked"),
         ({"target": "own", "examples": -1}, "examples must be"),
+        ({"target": "own", "curves": "all"}, "curves must be True, False"),
+        ({"target": "own", "curves": ["magic"]}, "curves must be True, False"),
         ({"target": "own", "neutral": ["w1 w2"]}, "at least two texts"),
         (
             {"target": "own", "vectors": {UNSTEERED: es.SteeringVectors({0: torch.ones(32)})}},

@@ -110,7 +110,7 @@ def evaluate(
     if type(examples) is not int or examples < 0:
         raise ValueError(f"examples must be a whole number from 0 on, came {examples!r}")
     named = {GIVEN: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors or {})
-    _require_known(method, named)
+    _require_known(method, curves, named)
     if lm_eval is not None:  # now, not after the whole comparison
         require_tasks(lm_eval["tasks"], lm_eval.get("include_path"), lm_eval.get("limit"))
     on = task
@@ -182,13 +182,21 @@ def _method(made: Compared, wanted: str | None, given: Mapping[str, SteeringVect
     raise ValueError(f"method: {wanted or 'none'} was not measured, since it {reason}")
 
 
-def _require_known(method: str | None, given: Mapping[str, SteeringVectors]) -> None:
+def _require_known(method: str | None, curves: Any, given: Mapping[str, SteeringVectors]) -> None:
+    """Names that no row can have, before anything is measured."""
     from .baselines import METHODS
     from .comparison import PROMPT
 
     known = (*given, *METHODS, PROMPT)
     if method is not None and method not in known:
         raise ValueError(f"method must be one of {known}, came {method!r}")
+    if isinstance(curves, bool) or curves == "method":
+        return
+    unknown = [n for n in curves if n not in known and not n.startswith("random directions")]
+    if isinstance(curves, str) or unknown:
+        raise ValueError(
+            f"curves must be True, False, 'method', or some of {known}, came {curves!r}"
+        )
 
 
 def _unmet(skipped: Mapping[str, str], name: str) -> bool:

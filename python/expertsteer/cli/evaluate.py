@@ -68,7 +68,8 @@ def evaluate(
     ] = None,
     random: Annotated[int, typer.Option(help="Random directions.")] = 5,
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompts, one a line, to compare steering with.")
+        Path | None,
+        typer.Option(help="Prompts, one a line, each tried on a line of its own before the text."),
     ] = None,
     pairs: Annotated[int | None, typer.Option(help="Layer pairs; by default every layer.")] = None,
     validation: Annotated[

@@ -54,8 +54,9 @@ def write(
         strength, operation, positions, decoder_layers: as they would be given to `attach`.
 
     Raises:
-        ValueError: what the format cannot hold, with the reason; a layer that the model lacks, a
-            strength that is not finite.
+        ValueError: what the format cannot hold, with the reason; vectors that do not fit the
+            model, a strength that is not finite.
+        ArtifactError: the file reads back other than it was written.
     """
     path = Path(path)
     if path.suffix not in (".pt", ".pth"):
@@ -69,6 +70,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as temporary:
         torch.save(content, temporary)
+        _require_same(read(temporary), content, path)
     return path
 
 
@@ -124,6 +126,15 @@ def hookpoints(
             f"model: layer {missing[0]} is not inside its base_model, where the harness looks"
         )
     return {i: names[id(found.layers[i])] for i in vectors.layers}
+
+
+def _require_same(written: dict[str, dict], meant: dict[str, dict], path: Path) -> None:
+    for name, entry in meant.items():
+        held = dict(written.get(name, {}))
+        vector, rest = held.pop("steering_vector", None), dict(entry)
+        same = vector is not None and torch.equal(vector, rest.pop("steering_vector"))
+        if not same or held != rest:
+            raise ArtifactError(f"{path} reads back other than it was written at {name}")
 
 
 def _entry(vectors: SteeringVectors, layer: int, strength: float, operation: str) -> dict[str, Any]:
