@@ -109,10 +109,11 @@ def test_limit_and_examples_before_each_item_are_passed_on(folder, model, vector
     whole = run("words_read")
     assert [row.items for row in whole] == [10, 10] and whole[0].unsteered != rows[0].unsteered
     contexts = []
-    model.register_forward_pre_hook(lambda _, args: contexts.append(args[0].shape[1]))
+    handle = model.register_forward_pre_hook(lambda _, args: contexts.append(args[0].shape[1]))
     for count in (0, 2):
         run("words_choice", num_fewshot=count, limit=1)
         contexts.append(None)
+    handle.remove()
     before, after = (max(contexts[: contexts.index(None)]), max(filter(None, contexts)))
     assert after >= before + 4  # two more questions with their answers
 

@@ -123,7 +123,7 @@ def evaluate(
     # Everything that can be wrong is read before a model is loaded.
     _require_sources(expert, contrast, vectors)
     require_own_folder(report)
-    if "" not in sys.path:
+    if ":" in scoring and "" not in sys.path:
         sys.path.insert(0, "")  # a scoring function's file in this folder, as python -m finds it
     loaded = load_task(task, task_type.value, **_task_options(task_type, locals()))
     texts = lines("neutral", neutral)
