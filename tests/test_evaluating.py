@@ -141,6 +141,15 @@ def test_an_evaluation_is_json(evaluated):
     assert [row["name"] for row in document["comparison"]["rows"]][0] == UNSTEERED
 
 
+def test_the_health_of_the_fit_is_told(world, evaluated):
+    told = json.loads(json.dumps(evaluated.health, allow_nan=False))
+    assert told["examples"] == 40 and len(told["pairs"]) == 2
+    given = es.SteeringVectors({0: torch.ones(32)}, metadata={"health": {"examples": 7}})
+    assert evaluate(world, vectors=given).health == {"examples": 7}
+    assert evaluate(world, vectors=given, health={"mine": 1}).health == {"mine": 1}
+    assert evaluate(world, target="own", methods=list(OWN)[:1]).health == {}
+
+
 def evaluate(world, **options):
     target, tokenizer, (expert, own), task = world
     options = {"task": task, "neutral": NEUTRAL, "random": 1, "progress": False} | options

@@ -40,6 +40,7 @@ class Compared(NamedTuple):
     comparison: Comparison
     bench: Bench
     fitting: Fitting
+    fitted: dict[str, SteeringVectors]  # of every fitted method, at all of its layers
     effect_passes: int  # over the neutral texts, for the pairs whose effect was measured
 
 
@@ -164,7 +165,7 @@ def compared(
     tested = _tested(rows, controls[0], best, seed)
     seconds = time.perf_counter() - started
     made = Comparison((*controls, *tested), tuple(tried), skipped, budget, measure, seed, seconds)
-    return Compared(made, bench, fitting, effect_passes)
+    return Compared(made, bench, fitting, fitted, effect_passes)
 
 
 def _steerable(

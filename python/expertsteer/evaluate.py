@@ -90,7 +90,8 @@ def evaluate(
             of each in the order of the task: not chosen by how much they changed.
         lm_eval: options of `lm_eval_tasks.evaluate_lm_eval`, ``tasks`` among them: these tasks of
             lm-evaluation-harness are then measured under the same vectors at the same strength.
-        health: of the fit, json values; kept as it is.
+        health: of the fit, json values, kept as it is; by default that which the given vectors
+            carry, or what `expertsteer.health` says of the expert's vectors with Procrustes.
         settings: what else should be told of the run, json values, such as the command.
         batch_size: sequences per forward pass of the task; `compare` has twice as many.
         budget, measure, methods, random, prompts, layers, pairs, shortlist, rfm, seed, max_length,
@@ -155,7 +156,7 @@ def evaluate(
         curves=drawn,
         pairing=_pairing(made, name),
         examples=tuple(answered),
-        health=dict(health or {}),
+        health=_health(made, name, named, progress) if health is None else dict(health),
         excluded=on.excluded | neutral_excluded(made),
         settings=provenance(model, on, expert, target, named, neutral, made)
         | {"validation": validation, "batch_size": batch_size}
@@ -241,6 +242,32 @@ def _pairing(made: Compared, name: str) -> LayerPairing | None:
     pairing = pairings.get(name, pairings.get(DEFAULT))
     effects = tuple(dict.fromkeys(e for p in pairings.values() for e in p.effects))
     return pairing if pairing is None else replace(pairing, effects=effects)
+
+
+def _health(
+    made: Compared, name: str, given: Mapping[str, SteeringVectors], progress: bool
+) -> dict[str, Any]:
+    """Of the fit behind the method, as json values; empty where nothing is known of it."""
+    from .align import align
+    from .baselines import DEFAULT, PAIRED
+    from .health import STORED, health
+
+    if name in given:
+        return dict(given[name].metadata.get(STORED, {}))
+    if name not in (DEFAULT, *PAIRED):
+        return {}
+    fitting = made.fitting
+    expert, target = fitting.expert, fitting.target
+    return health(
+        expert,
+        target,
+        align(expert, target),
+        fitting.pairings[name],
+        made.fitted[name],
+        rfm=fitting.rfm,
+        seed=fitting.seed,
+        progress=progress,
+    ).to_dict()
 
 
 def _neutral_price(
