@@ -173,3 +173,13 @@ def test_bad_input_is_named(call, named):
 def test_beating_needs_the_right_sign_and_a_small_p_value():
     base = paired_test(*right_and_wrong(0, 9, 0, 0))
     assert isinstance(base, PairedTest) and base.beats() and not base.beats(level=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "alternative", "p"),
+    [(2, "two-sided", 1.0), (2, "greater", 0.5), (-2, "greater", 1.0)],
+)
+def test_one_item_that_moved_is_one_of_two_swaps(change, alternative, p):
+    baseline = [1.5, 2.5, 4.0, 5.0]
+    values = [*baseline[:3], baseline[3] + change]
+    assert paired_test(values, baseline, "permutation", alternative=alternative).p_value == p

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 # inside the package would put the modules in the functions' place.
 from .align import align
 from .calibrate import calibrate
+from .evaluate import evaluate
 from .health import health
 
 # Public name -> the module that defines it; imported on first use, so that `import expertsteer`
@@ -33,6 +34,13 @@ _PUBLIC = {
     "Comparison": "comparison",
     "Health": "health",
     "compare": "controls",
+    "Evaluation": "evaluation",
+    "Generation": "tasks",
+    "MultipleChoice": "tasks",
+    "NextToken": "tasks",
+    "Perplexity": "tasks",
+    "TaskError": "tasks",
+    "load_task": "tasks",
     "capture": "models",
     "mutual_information": "information",
     "pair_layers": "pair",
@@ -52,24 +60,32 @@ __all__ = [
     "Comparison",
     "ContrastSet",
     "ContrastSetError",
+    "Evaluation",
     "ExpertSteer",
     "Gate",
+    "Generation",
     "Health",
     "HiddenStates",
     "LayerPair",
     "LayerPairing",
+    "MultipleChoice",
     "MutualInformation",
+    "NextToken",
+    "Perplexity",
     "Steering",
     "SteeringVectors",
     "StoredStates",
+    "TaskError",
     "__version__",
     "align",
     "attach",
     "calibrate",
     "capture",
     "compare",
+    "evaluate",
     "fit_vectors",
     "health",
+    "load_task",
     "mutual_information",
     "pair_layers",
 ]
@@ -100,6 +116,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison
     from .contrast import ContrastSet, ContrastSetError
     from .controls import compare
+    from .evaluation import Evaluation
     from .fit import fit_vectors
     from .health import Health
     from .information import mutual_information
@@ -109,4 +126,5 @@ if TYPE_CHECKING:
     from .rfm import RFM
     from .steer import Steering, attach
     from .stored import StoredStates
+    from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task
     from .vectors import SteeringVectors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,11 @@ class Chosen:
 
 @dataclass
 class Bench:
-    """A model with the scores and texts that every method is measured on."""
+    """A model with the scores and texts that every method is measured on.
+
+    Attributes:
+        chosen: what validation chose for each method that has a row.
+    """
 
     model: nn.Module
     score: Score
@@ -44,6 +48,7 @@ class Bench:
     searching: Searching
     batch_size: int
     prices: dict[str, Callable[[str], float]]
+    chosen: dict[str, Chosen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         groups = self.searching.per_round
@@ -72,7 +77,7 @@ class Bench:
                     continue
                 tried += 1
                 with attach(self.model, vectors, strength=strength):
-                    rank = self._rank("validation")
+                    rank = self.rank("validation")
                 if best is None or rank > best.rank:
                     best = Chosen(rank, vectors, strength, -1 if place else 1, 0, 0)
         passes = self.calibrating.passes - before
@@ -89,7 +94,8 @@ class Bench:
         chosen = self.choose(variants, subsets)
         if chosen is None:
             return None
-        with self._steered(chosen) as divergence:
+        self.chosen[name] = chosen
+        with self.steered(chosen) as divergence:
             return self._measured(
                 name,
                 kind,
@@ -103,7 +109,7 @@ class Bench:
 
     def unsteered(self) -> ComparisonRow:
         same = 0.0 if self.measure == "kl" else 1.0
-        return self._measured(UNSTEERED, "none", same, validation=self._rank("validation")[0])
+        return self._measured(UNSTEERED, "none", same, validation=self.rank("validation")[0])
 
     def prompt_row(
         self, prompts: Sequence[str], neutral: Sequence[str], tokenizer: Any, budget: float
@@ -112,8 +118,8 @@ class Bench:
         candidates = []
         for prompt in prompts:
             rows = self._prefixed(self.chosen_on, prompt, neutral[::2], tokenizer)
-            divergence = self._shown(self.calibrating.behind(rows))
-            rank = self._rank("validation", prompt)
+            divergence = self.shown(self.calibrating.behind(rows))
+            rank = self.rank("validation", prompt)
             within = divergence <= budget
             # Without one within the budget price decides alone.
             key = (True, *rank) if within else (False, -divergence, 0.0)
@@ -123,7 +129,7 @@ class Bench:
         return self._measured(
             PROMPT,
             "prompt",
-            self._shown(self.reporting.behind(rows)),
+            self.shown(self.reporting.behind(rows)),
             prompt,
             prompt=prompt,
             within=within,
@@ -134,13 +140,13 @@ class Bench:
         )
 
     @contextmanager
-    def _steered(self, chosen: Chosen) -> Iterator[float]:
+    def steered(self, chosen: Chosen) -> Iterator[float]:
         """The model under the chosen setting, and its divergence on the reported texts."""
         with attach(self.model, chosen.vectors, strength=1.0, mode="slot") as steering:
             (nats,) = self.reporting(steering, 0, [chosen.strength])
             steering.set_rows(None)
             steering.set(strength=chosen.strength)
-            yield self._shown(nats)
+            yield self.shown(nats)
 
     def _measured(
         self, name: str, kind: str, divergence: float, prompt_text: str = "", **settings: Any
@@ -152,7 +158,8 @@ class Bench:
             name, kind, interval, tuple(values.tolist()), divergence, prices=prices, **settings
         )
 
-    def _rank(self, split: str, prompt: str = "") -> tuple[float, float]:
+    def rank(self, split: str, prompt: str = "") -> tuple[float, float]:
+        """Mean scores of the model as it is now, in the order that decides."""
         means = _columns(self.score(split, prompt)).mean(dim=0)
         return float(means[0]), float(means[-1])
 
@@ -173,7 +180,7 @@ class Bench:
             )
         return whole.rows
 
-    def _shown(self, nats: float) -> float:
+    def shown(self, nats: float) -> float:
         return nats if self.measure == "kl" else float(torch.tensor(nats).double().exp())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 import torch
@@ -35,6 +35,7 @@ PAIRED = {
 }
 DEFAULT = "expert: Procrustes, lowest pairs (default)"
 METHODS = (*OWN, SHUFFLED, *ALIGNED, *PAIRED, DEFAULT)
+SHORTLIST = 24  # pairs whose effect is measured for the validated ones, unless more are steered
 
 PairEffect = Callable[[SteeringVectors], float]
 
@@ -44,18 +45,23 @@ class Fitting:
     """How the methods are fitted: what they have in common.
 
     Attributes:
+        expert, target: the captures; without one of them, the methods that need it are missing.
         pairs: layer pairs of the expert's methods.
         rfm: settings of the RFM, the default one if ``None``.
         seed: of the shuffled labels, of the random pairs and of the validation split.
         effect: of a pair's vectors on validation data, for the validated pairs.
+        shortlist: how many pairs are measured for them, by default 3 for each pair, at most 24.
+        pairings: by method, of those that were fitted with one; filled by `fit_methods`.
     """
 
-    expert: HiddenStates
-    target: HiddenStates
+    expert: HiddenStates | None
+    target: HiddenStates | None
     pairs: int
     rfm: RFM | None = None
     seed: int = 0
     effect: PairEffect | None = None
+    shortlist: int | None = None
+    pairings: dict[str, LayerPairing] = field(default_factory=dict)
 
     def vectors(
         self, alignment: Alignment, pairing: LayerPairing, method: str = "rfm", **states
@@ -95,12 +101,25 @@ def random_directions(target: HiddenStates, seed: int) -> SteeringVectors:
     return SteeringVectors(dict(zip(target.layers, drawn)), scales)
 
 
+def random_like(given: SteeringVectors, seed: int) -> SteeringVectors:
+    """Directions drawn uniformly, with the layers, norms and scales of given vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(len(given.layers), given.width, generator=generator)
+    norms = torch.stack([given.vectors[layer].float().norm().cpu() for layer in given.layers])
+    drawn = drawn / drawn.norm(dim=1, keepdim=True) * norms.unsqueeze(1)
+    return SteeringVectors(dict(zip(given.layers, drawn)), given.scales)
+
+
 def _why_not(name: str, fitting: Fitting) -> str | None:
+    if fitting.target is None:
+        return "needs the target's states over a contrast set"
+    if OWN.get(name) == "logistic" and find_spec("sklearn") is None:
+        return "needs scikit-learn: pip install 'expertsteer[sklearn]'"
+    if fitting.expert is None:
+        return None if name in OWN else "needs an expert's states over a contrast set"
     widths = fitting.expert.width, fitting.target.width
     if name == "expert: identity" and widths[0] != widths[1]:
         return f"needs equal widths, came {widths[0]} (expert) and {widths[1]} (target)"
-    if OWN.get(name) == "logistic" and find_spec("sklearn") is None:
-        return "needs scikit-learn: pip install 'expertsteer[sklearn]'"
     if PAIRED.get(name) == "validated" and fitting.effect is None:
         return "needs an effect measured on validation data"
     return None
@@ -121,6 +140,9 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
     def paired(rule: str, effect: Effect | None = None) -> LayerPairing:
         axes = {"expert_layers": expert.layers, "target_layers": target.layers}
         options = {"effect": effect, "seed": fitting.seed}
+        if effect is not None:
+            bounded = max(fitting.pairs, min(3 * fitting.pairs, SHORTLIST))
+            options["shortlist"] = fitting.shortlist or bounded
         return pair_layers(information, fitting.pairs, rule, **axes, **options)
 
     lowest, procrustes = paired("lowest"), align(expert, target)
@@ -129,8 +151,9 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
         pair = LayerPairing(((expert_layer, target_layer, float("nan")),))
         return fitting.effect(fitting.vectors(procrustes, pair))
 
-    fitted = {}
+    fitted, pairings = {}, fitting.pairings
     for name in names:
+        pairings[name] = lowest
         if name == SHUFFLED:
             order = torch.Generator().manual_seed(fitting.seed)
             order = torch.randperm(len(expert), generator=order)
@@ -141,7 +164,8 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
             fitted[name] = fitting.vectors(align(expert, target, **ALIGNED[name]), lowest)
         elif name in PAIRED:
             measured = effect if PAIRED[name] == "validated" else None
-            fitted[name] = fitting.vectors(procrustes, paired(PAIRED[name], measured))
+            pairings[name] = paired(PAIRED[name], measured)
+            fitted[name] = fitting.vectors(procrustes, pairings[name])
         else:
             fitted[name] = fitting.vectors(procrustes, lowest)
     return fitted

@@ -20,7 +20,7 @@ class ComparisonRow:
 
     Attributes:
         name: of the method; kind: ``"none"``, ``"random"``, ``"control"``, ``"own"``,
-            ``"expert"`` or ``"prompt"``.
+            ``"expert"``, ``"given"`` (vectors at hand) or ``"prompt"``.
         score: mean over the test items with its interval; values: of every item.
         divergence: from the unsteered model on neutral texts that nothing was chosen on, in the
             unit of the budget; within: whether the settings keep the budget on the texts that they

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,18 +18,36 @@ from ._equal_price import Bench, Score
 from ._neutral import neutral_texts
 from ._progress import progress as shown
 from .artifacts import HiddenStates, require_same_examples
-from .baselines import DEFAULT, SHUFFLED, Fitting, fit_methods, random_directions
+from .baselines import (
+    DEFAULT,
+    METHODS,
+    SHUFFLED,
+    Fitting,
+    fit_methods,
+    random_directions,
+    random_like,
+)
 from .calibrate import PASSES, BudgetError, Searching, checked_budget
-from .comparison import Comparison, ComparisonRow
+from .comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
 from .rfm import RFM
 from .statistics import bootstrap_interval, corrected, paired_test
 from .vectors import SteeringVectors
 
 
+class Compared(NamedTuple):
+    """A comparison with what it was made from, for whoever wants to measure more of it."""
+
+    comparison: Comparison
+    bench: Bench
+    fitting: Fitting
+    fitted: dict[str, SteeringVectors]  # of every fitted method, at all of its layers
+    effect_passes: int  # over the neutral texts, for the pairs whose effect was measured
+
+
 def compare(
     model: nn.Module,
-    expert: HiddenStates,
-    target: HiddenStates,
+    expert: HiddenStates | None,
+    target: HiddenStates | None,
     score: Score,
     neutral: Sequence[Any],
     tokenizer: Any = None,
@@ -37,11 +55,13 @@ def compare(
     budget: float = 0.1,
     measure: str = "kl",
     methods: Sequence[str] | None = None,
+    vectors: Mapping[str, SteeringVectors] | None = None,
     random: int = 5,
     prompts: Sequence[str] = (),
     prices: Mapping[str, Callable[[str], float]] | None = None,
     layers: Sequence[Sequence[int]] | None = None,
     pairs: int | None = None,
+    shortlist: int | None = None,
     rfm: RFM | None = None,
     seed: int = 0,
     start: float = 0.2,
@@ -57,6 +77,7 @@ def compare(
 
     Args:
         model: the target, not steered; expert, target: the captures, over one contrast set.
+            Without the expert's the target's own vectors are fitted, without both none are.
         score: ``score(split, prompt) -> [N]`` of the model as it is now, larger is better, on the
             items of ``"validation"`` or ``"test"``, with ``prompt`` put before each. Right and
             wrong as 1 and 0 get an exact test. ``[N, 2]`` breaks ties of the first column's mean
@@ -66,6 +87,8 @@ def compare(
         tokenizer: needed for texts and prompts.
         budget, measure: see `calibrate`.
         methods: some of `baselines.METHODS`, by default all that can be fitted.
+        vectors: vectors at hand by name, as methods beside the fitted ones. Random directions
+            have their layers, norms and scales where no capture of the target is given.
         random: how many random directions, at least 1.
         prompts: candidates for a prompt before the text, the cheap alternative to steering; put
             before it as they are.
@@ -75,6 +98,8 @@ def compare(
             (of more than four, every single layer); all layers that a method has vectors for are
             tried as well unless subsets are given.
         pairs: layer pairs of the expert's methods, by default one for every target layer.
+        shortlist: how many pairs have their effect measured for the validated ones, by default
+            three for each pair, at most 24.
         rfm: see `fit_vectors`; start, batch_size, max_length: see `calibrate`.
         seed: of every random choice; random direction i is drawn from ``1000 * seed + i``.
         progress: show bars on a terminal.
@@ -87,8 +112,18 @@ def compare(
         ValueError: too few neutral texts, a score of the wrong shape, an unknown method, or what
             the fits and `calibrate` raise.
     """
-    started = time.perf_counter()
-    require_same_examples(expert, target)
+    options = dict(locals())  # the arguments, which `compared` names once more
+    given = [options.pop(n) for n in ("model", "expert", "target", "score", "neutral", "tokenizer")]
+    return compared(*given, **options).comparison
+
+
+def compared(
+    model, expert, target, score, neutral, tokenizer, *, budget, measure, methods, vectors, random,
+    prompts, prices, layers, pairs, shortlist, rfm, seed, start, batch_size, max_length, progress,
+) -> Compared:  # fmt: skip
+    """`compare`, with what it was made from."""
+    started, vectors = time.perf_counter(), dict(vectors or {})
+    known = _steerable(expert, target, vectors)
     _require_counts(neutral, random, prompts, tokenizer)
     limit, least = checked_budget(budget, measure), 1 if measure == "kl" else 2
     halves = [
@@ -96,34 +131,75 @@ def compare(
     ]  # chosen on, reported on
     searching = Searching(limit, PASSES, start)
     bench = Bench(model, score, measure, *halves, searching, batch_size, dict(prices or {}))
-    subsets = _subsets(target.layers, layers)
+    subsets, effect_passes = _subsets(known, layers), 0
 
     def effect(vectors: SteeringVectors) -> float:
+        nonlocal effect_passes
+        before = bench.calibrating.passes
         chosen = bench.choose([vectors], [vectors.layers])
-        return float("-inf") if chosen is None else chosen.rank[0] + 1e-6 * chosen.rank[1]
+        effect_passes += bench.calibrating.passes - before
+        rank = bench.rank("validation") if chosen is None else chosen.rank  # as good as unsteered
+        return rank[0] + 1e-6 * rank[1]
 
-    count = len(target.layers) if pairs is None else pairs
-    fitting = Fitting(expert, target, count, rfm, seed, effect)
+    count = len(known) if pairs is None else pairs
+    fitting = Fitting(expert, target, count, rfm, seed, effect, shortlist)
     fitted, skipped = fit_methods(fitting, methods)
-    drawn = [random_directions(target, 1000 * seed + i) for i in range(random)]
     rows, tried = [], []
-    for i, vectors in shown(list(enumerate(drawn)), "random directions", progress):
-        row = bench.row(f"random direction {i}", "random", [vectors, -vectors], subsets)
+    for i in shown(range(random), "random directions", progress):
+        drawn = _random(target, vectors, 1000 * seed + i)
+        row = bench.row(f"random direction {i}", "random", [drawn, -drawn], subsets)
         tried += [] if row is None else [row]
     if not tried:
         raise BudgetError(f"budget={budget:g} is met by no random direction; raise it")
-    for name, vectors in shown(fitted.items(), "methods", progress):
-        row = bench.row(name, _kind(name), [vectors], subsets)
+    for name, one in shown((fitted | vectors).items(), "methods", progress):
+        row = bench.row(name, "given" if name in vectors else _kind(name), [one], subsets)
         if row is None:
             skipped[name] = "no strength meets the budget at any layers"
         else:
             rows.append(row)
     if prompts:
         rows.append(bench.prompt_row(prompts, neutral, tokenizer, budget))
-    controls = [bench.unsteered(), *_summary(tried)]
-    tested = _tested(rows, controls[0], controls[-1], seed)
+    average, best = _summary(tried)
+    bench.chosen[best.name] = bench.chosen[max(tried, key=_score).name]
+    controls = [bench.unsteered(), average, best]
+    tested = _tested(rows, controls[0], best, seed)
     seconds = time.perf_counter() - started
-    return Comparison((*controls, *tested), tuple(tried), skipped, budget, measure, seed, seconds)
+    made = Comparison((*controls, *tested), tuple(tried), skipped, budget, measure, seed, seconds)
+    return Compared(made, bench, fitting, fitted, effect_passes)
+
+
+def _steerable(
+    expert: HiddenStates | None, target: HiddenStates | None, vectors: dict[str, SteeringVectors]
+) -> tuple[int, ...]:
+    """The layers that can be tried."""
+    if expert is not None and target is not None:
+        require_same_examples(expert, target)
+    if target is None and (expert is not None or not vectors):
+        raise ValueError(
+            "target must be the target's capture, or vectors must be given; without them there "
+            "is nothing to steer with"
+        )
+    taken = sorted(set(vectors) & {*METHODS, UNSTEERED, PROMPT})
+    if taken or not all(isinstance(v, SteeringVectors) for v in vectors.values()):
+        raise ValueError(
+            "vectors must be SteeringVectors by names that no other row has, came "
+            f"{taken or list(vectors)}"
+        )
+    layers = {layer for one in vectors.values() for layer in one.layers}
+    return tuple(sorted(layers)) if target is None else target.layers
+
+
+def _random(
+    target: HiddenStates | None, vectors: dict[str, SteeringVectors], seed: int
+) -> SteeringVectors:
+    if target is not None:
+        return random_directions(target, seed)
+    widest = max(vectors.values(), key=lambda one: len(one.layers))
+    return random_like(widest, seed)
+
+
+def _score(row: ComparisonRow) -> float:
+    return row.score.mean
 
 
 def _summary(tried: list[ComparisonRow]) -> list[ComparisonRow]:
@@ -145,7 +221,7 @@ def _summary(tried: list[ComparisonRow]) -> list[ComparisonRow]:
         tried=sum(row.tried for row in tried),
         passes=sum(row.passes for row in tried),
     )
-    best = max(tried, key=lambda row: row.score.mean)
+    best = max(tried, key=_score)
     return [average, replace(best, name=f"random directions, best of {count}")]
 
 

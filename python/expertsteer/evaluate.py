@@ -1,159 +1,327 @@
-"""Measure what steering does: answers chosen and loss.
+"""Evaluate steering on a task: every control, curves, examples and the verdict, in one call.
 
-Every function takes the model as it is, steered or not. Outside ``generate`` a steered model takes
-the whole text for its prompt; give ``Steering.set`` a ``prompt_length`` where that is not meant.
-`statistics` says how sure one can be of what they give.
+The functions that measure a model by themselves, `choice_probabilities` and `mean_loss`, can be
+had from here too, and so can the intervals of `statistics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import exp
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ._forward import evaluating, logits
-from ._tokens import common_end, length_batches, padded
-from .statistics import Interval, bootstrap_interval, paired_difference
+from .scoring import choice_probabilities, mean_loss
+from .vectors import SteeringVectors
 
-__all__ = [
-    "Interval",
-    "bootstrap_interval",
-    "choice_probabilities",
-    "mean_loss",
-    "paired_difference",
-]
+if TYPE_CHECKING:
+    from .artifacts import HiddenStates
+    from .controls import Compared
+    from .evaluation import Evaluation, Example
+    from .pairing import LayerPairing
+    from .rfm import RFM
+    from .tasks import Task, TaskOnModel
+
+# Resolved when asked for: the package imports this module, and statistics imports scipy.
+_STATISTICS = ("Interval", "bootstrap_interval", "paired_difference")
+
+__all__ = ["choice_probabilities", "evaluate", "mean_loss", *_STATISTICS]
+
+GIVEN = "given vectors"
+EXAMPLES = 30
 
 
-def choice_probabilities(
+def evaluate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
-    choices: Sequence[str] | Sequence[Sequence[str]],
-    batch_size: int = 64,
-) -> Tensor:
-    """How a model divides its belief between given continuations of each prompt.
-
-        p_c = softmax_c sum_i log P(token i of choice c | prompt, tokens before it)
-
-    Args:
-        prompts: N texts.
-        choices: C continuations for all prompts, or one list of C for each. They are appended as
-            they are, so most need a leading space.
-        batch_size: token sequences per forward pass; choices of one token share theirs.
-
-    Returns:
-        ``[N, C]`` float64, every row sums to 1. Longer choices are not favoured or forgiven: the
-        log-probabilities are summed, not averaged.
-
-    Raises:
-        ValueError: no prompts, lists of different lengths, fewer than two choices, an empty or
-            repeated choice, a prompt without tokens.
-    """
-    table = _choice_table(prompts, choices)
-    texts = [p + choice for p, row in zip(prompts, table) for choice in ("", *row)]
-    encoded, sequences = iter(_encode(tokenizer, texts)), []
-    for prompt, row in zip(prompts, table):
-        context, whole = next(encoded), list(islice(encoded, len(row)))
-        # Where a tokenizer merges across the boundary, all choices are scored from the last token
-        # they share with the prompt: the same text for each.
-        start = min(_shared_length(context, ids) for ids in whole)
-        if start < 1 or min(map(len, whole)) <= start:
-            raise ValueError(
-                f"prompts: {prompt!r} shares no first token with its continuations, or a choice "
-                "adds none; the tokenizer should add a beginning-of-sequence token, or the prompt "
-                "be longer"
-            )
-        sequences += [(ids, start) for ids in whole]
-    total = _log_probabilities(model, sequences, batch_size)
-    return total.view(len(table), -1).softmax(dim=1)
-
-
-def mean_loss(
-    model: nn.Module,
-    tokenizer: Any,
-    texts: Sequence[str],
-    batch_size: int = 64,
+    task: Task | TaskOnModel,
+    expert: HiddenStates | None = None,
+    target: HiddenStates | None = None,
+    neutral: Sequence[str] = (),
     *,
-    context: str = "",
-) -> Tensor:
-    """Cross-entropy of each text in nats per token, the first token excepted: ``[N]`` float64.
+    vectors: SteeringVectors | Mapping[str, SteeringVectors] | None = None,
+    method: str | None = None,
+    budget: float = 0.1,
+    measure: str = "kl",
+    methods: Sequence[str] | None = None,
+    random: int = 5,
+    prompts: Sequence[str] = (),
+    layers: Sequence[Sequence[int]] | None = None,
+    pairs: int | None = None,
+    shortlist: int | None = None,
+    rfm: RFM | None = None,
+    validation: float = 0.4,
+    curves: bool | str | Sequence[str] = True,
+    examples: int = EXAMPLES,
+    lm_eval: Mapping[str, Any] | None = None,
+    health: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure what steering does to a task, against every control, all at one divergence budget.
+
+    A perplexity task also has the loss on the neutral texts for a price, in nats per token.
+
+    `compare` on the task, and what a report shows beside it: each method's effect against its
+    divergence at shares of its strength, test items answered with and without the method that the
+    verdict is about, the layer pairs with the effects that were measured, and the provenance.
 
     Args:
-        context: text put before each, read and not scored: the same tokens count as without it.
+        model, tokenizer: the target, not steered.
+        task: a task of `expertsteer.tasks`; or ``task.on(model, tokenizer, ...)``, whose split,
+            batches and context then hold.
+        expert, target: captures over one contrast set. Without the expert's the target's own
+            vectors are fitted beside the given ones; without both, random directions are the
+            only control.
+        neutral: texts that steering should leave alone, at least two.
+        vectors: fitted already, one or several by name: methods beside the others.
+        method: the row that the verdict, the examples and the pairing are about; by default the
+            given vectors, else the expert's default, else the target's own mean difference.
+        validation: share of the items on which layers are chosen.
+        curves: for all methods, for none (``False``), for ``"method"`` alone, or for those of
+            these names.
+        examples: test items kept, as equally many wins, losses and ties as there are, the first
+            of each in the order of the task: not chosen by how much they changed.
+        lm_eval: options of `lm_eval_tasks.evaluate_lm_eval`, ``tasks`` among them: these tasks of
+            lm-evaluation-harness are then measured under the same vectors at the same strength.
+        health: of the fit, json values, kept as it is; by default that which the given vectors
+            carry, or what `expertsteer.health` says of the expert's vectors with Procrustes.
+        settings: what else should be told of the run, json values, such as the command.
+        batch_size: sequences per forward pass of the task; `compare` has twice as many.
+        budget, measure, methods, random, prompts, layers, pairs, shortlist, rfm, seed, max_length,
+            progress: see `compare`.
 
     Raises:
-        ValueError: no texts, or one with fewer than two tokens.
+        ValueError: no strength of the method meets the budget, a task that does not fit the model
+            (`TaskError`, by file and line), or what `compare` raises.
     """
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"texts must be a non-empty list of texts, came {texts!r}")
-    rows = _encode(tokenizer, texts)
-    for text, ids in zip(texts, rows):
-        if len(ids) < 2:
-            raise ValueError(
-                f"texts: {text!r} has {len(ids)} tokens, a loss needs at least 2; drop it"
-            )
-    whole = _encode(tokenizer, [context + text for text in texts]) if context else rows
-    scored = [min(common_end(ids, all_ids), len(ids) - 1) for ids, all_ids in zip(rows, whole)]
-    if min(scored) < 1:
-        raise ValueError(f"context {context!r} merges with a text; let it end in a space or line")
-    sequences = [(ids, len(ids) - count) for ids, count in zip(whole, scored)]
-    total = _log_probabilities(model, sequences, batch_size)
-    return -total / torch.tensor(scored, dtype=torch.float64)
+    from ._curves import strength_curves
+    from ._provenance import neutral_excluded, provenance
+    from .controls import compared
+    from .evaluation import Evaluation
+    from .lm_eval_tasks import require_tasks
+    from .tasks import Perplexity, Task
+
+    if type(examples) is not int or examples < 0:
+        raise ValueError(f"examples must be a whole number from 0 on, came {examples!r}")
+    named = {GIVEN: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors or {})
+    _require_known(method, curves, named)
+    if lm_eval is not None:  # now, not after the whole comparison
+        require_tasks(lm_eval["tasks"], lm_eval.get("include_path"), lm_eval.get("limit"))
+    on = task
+    if isinstance(task, Task):
+        options = {"seed": seed, "batch_size": batch_size, "max_length": max_length}
+        on = task.on(model, tokenizer, validation=validation, progress=progress, **options)
+    made = compared(
+        model,
+        expert,
+        target,
+        on.score,
+        neutral,
+        tokenizer,
+        budget=budget,
+        measure=measure,
+        methods=methods,
+        vectors=named,
+        random=random,
+        prompts=prompts,
+        prices=_neutral_price(model, tokenizer, neutral, on, max_length)
+        if isinstance(on.task, Perplexity)
+        else None,
+        layers=layers,
+        pairs=pairs,
+        shortlist=shortlist,
+        rfm=rfm,
+        seed=seed,
+        start=0.2,
+        batch_size=2 * batch_size,
+        max_length=max_length,
+        progress=progress,
+    )
+    name = _method(made, method, named)
+    answered, outcomes = _examples(on, made, name, examples)
+    wanted = (None if curves else ()) if isinstance(curves, bool) else curves
+    wanted = [name] if wanted == "method" else wanted
+    drawn = strength_curves(made.bench, made.comparison, wanted, progress=progress)
+    return Evaluation(
+        task=on.title,
+        method=name,
+        comparison=made.comparison,
+        curves=drawn,
+        pairing=_pairing(made, name),
+        examples=tuple(answered),
+        health=_health(made, name, named, progress) if health is None else dict(health),
+        excluded=on.excluded | neutral_excluded(made),
+        settings=provenance(model, on, expert, target, named, neutral, made)
+        | {"validation": validation, "batch_size": batch_size}
+        | ({"perplexity": _perplexities(made)} if isinstance(on.task, Perplexity) else {})
+        | dict(settings or {}),
+        outcomes=outcomes,
+        harness=_harness(made, name, tokenizer, lm_eval, seed, batch_size, progress),
+    )
 
 
-def _choice_table(prompts, choices) -> list[list[str]]:
-    """One list of choices per prompt, all of one length."""
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"prompts must be a non-empty list of texts, came {prompts!r}")
-    if isinstance(choices, str) or not len(choices):
-        raise ValueError(f"choices must be a list of texts or of such lists, came {choices!r}")
-    shared = isinstance(choices[0], str)
-    table = [list(choices)] * len(prompts) if shared else [list(row) for row in choices]
-    if len(table) != len(prompts) or len({len(row) for row in table}) > 1:
+def _method(made: Compared, wanted: str | None, given: Mapping[str, SteeringVectors]) -> str:
+    from .baselines import DEFAULT, OWN
+    from .calibrate import BudgetError
+
+    rows = [row.name for row in made.comparison.rows if row.against]
+    skipped = made.comparison.skipped
+    for name in (*given, DEFAULT, *OWN, *rows) if wanted is None else (wanted,):
+        if name in rows:
+            return name
+        if _unmet(skipped, name):
+            budget = made.comparison.budget
+            raise BudgetError(f"budget={budget:g} is met by no strength of {name!r}; raise it")
+    reason = skipped.get(wanted, "was not asked for")
+    raise ValueError(f"method: {wanted or 'none'} was not measured, since it {reason}")
+
+
+def _require_known(method: str | None, curves: Any, given: Mapping[str, SteeringVectors]) -> None:
+    """Names that no row can have, before anything is measured."""
+    from .baselines import METHODS
+    from .comparison import PROMPT
+
+    known = (*given, *METHODS, PROMPT)
+    if method is not None and method not in known:
+        raise ValueError(f"method must be one of {known}, came {method!r}")
+    if isinstance(curves, bool) or curves == "method":
+        return
+    unknown = [n for n in curves if n not in known and not n.startswith("random directions")]
+    if isinstance(curves, str) or unknown:
         raise ValueError(
-            f"choices must hold one list of the same length for each of the {len(prompts)} "
-            f"prompts, came {len(table)} lists of {sorted({len(row) for row in table})}"
+            f"curves must be True, False, 'method', or some of {known}, came {curves!r}"
         )
-    for row in table:
-        if len(row) < 2 or "" in row or len(set(row)) < len(row):
-            raise ValueError(f"choices must be two or more different, non-empty texts, came {row}")
-    return table
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    return [list(ids) for ids in tokenizer(list(texts), padding=False)["input_ids"]]
+def _unmet(skipped: Mapping[str, str], name: str) -> bool:
+    return "no strength meets the budget" in skipped.get(name, "")
 
 
-def _shared_length(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+def _examples(
+    on: TaskOnModel, made: Compared, name: str, count: int
+) -> tuple[list[Example], dict[str, int]]:
+    """Test items before and after, and how many of all have which outcome."""
+    from .evaluation import Example
+
+    row, before = made.comparison.row(name), on.examples("test")
+    if row.prompt is not None:
+        after = on.examples("test", row.prompt)
+    else:
+        with made.bench.steered(made.bench.chosen[name]):
+            after = on.examples("test")
+    rows = [
+        Example(b.prompt, b.expected, b.text, a.text, b.score, a.score)
+        for b, a in zip(before, after)
+    ]
+    outcomes = Counter(row.outcome for row in rows)
+    left, taken = dict(outcomes), Counter()
+    while sum(taken.values()) < min(count, len(rows)):  # one of each in turn, as long as there are
+        for outcome in ("win", "loss", "tie"):
+            if taken[outcome] < left.get(outcome, 0) and sum(taken.values()) < count:
+                taken[outcome] += 1
+    kept, seen = [], Counter()
+    for row in rows:
+        if seen[row.outcome] < taken[row.outcome]:
+            kept.append(row)
+        seen[row.outcome] += 1
+    return kept, {outcome: outcomes[outcome] for outcome in ("win", "loss", "tie")}
 
 
-def _log_probabilities(
-    model: nn.Module, sequences: Sequence[tuple[list[int], int]], batch_size: int
-) -> Tensor:
-    """``[S]`` float64: log-probability of ``ids[start:]`` given ``ids[:start]``, per (ids, start).
+def _pairing(made: Compared, name: str) -> LayerPairing | None:
+    """The method's pairs, with every effect that was measured of any."""
+    from .baselines import DEFAULT
 
-    The last token is never read, only predicted; sequences that differ in nothing else share one
-    pass.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, came {batch_size}")
-    readers: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-    for row, (ids, start) in enumerate(sequences):
-        readers.setdefault((start, tuple(ids[:-1])), []).append(row)
-    inputs = list(readers)
-    total = torch.zeros(len(sequences), dtype=torch.float64)
-    with torch.inference_mode(), evaluating(model):
-        for batch in length_batches([len(ids) for _, ids in inputs], batch_size):
-            out = logits(model, *padded([inputs[i][1] for i in batch]))  # [B, T, V]
-            for i, scores in zip(batch, out):
-                start, ids = inputs[i]
-                scores = scores[start - 1 : len(ids)].float().log_softmax(dim=-1).cpu()
-                path = scores[:-1].gather(1, torch.tensor(ids[start:]).view(-1, 1)).double().sum()
-                rows = readers[inputs[i]]
-                last = [sequences[row][0][-1] for row in rows]
-                total[rows] = path + scores[-1, last].double()
-    return total
+    pairings = made.fitting.pairings
+    pairing = pairings.get(name, pairings.get(DEFAULT))
+    effects = tuple(dict.fromkeys(e for p in pairings.values() for e in p.effects))
+    return pairing if pairing is None else replace(pairing, effects=effects)
+
+
+def _health(
+    made: Compared, name: str, given: Mapping[str, SteeringVectors], progress: bool
+) -> dict[str, Any]:
+    """Of the fit behind the method, as json values; empty where nothing is known of it."""
+    from .align import align
+    from .baselines import DEFAULT, PAIRED
+    from .health import STORED, health
+
+    if name in given:
+        return dict(given[name].metadata.get(STORED, {}))
+    if name not in (DEFAULT, *PAIRED):
+        return {}
+    fitting = made.fitting
+    expert, target = fitting.expert, fitting.target
+    return health(
+        expert,
+        target,
+        align(expert, target),
+        fitting.pairings[name],
+        made.fitted[name],
+        rfm=fitting.rfm,
+        seed=fitting.seed,
+        progress=progress,
+    ).to_dict()
+
+
+def _neutral_price(
+    model: nn.Module, tokenizer: Any, neutral: Sequence[Any], on: TaskOnModel, longest: int | None
+) -> dict[str, Callable[[str], float]]:
+    """The loss on the neutral texts that are reported on, in nats per token of all of them."""
+    from ._neutral import neutral_texts
+    from .scoring import behind, log_probabilities
+
+    texts = list(neutral[1::2])
+    rows = [list(row) for row in neutral_texts(model, texts, tokenizer, longest, 2).rows]
+
+    def loss(prompt: str) -> float:
+        scored = behind(tokenizer, rows, texts, prompt) if prompt else [(ids, 1) for ids in rows]
+        total = log_probabilities(model, scored, on.batch_size)
+        return -float(total.sum()) / sum(len(ids) - start for ids, start in scored)
+
+    return {"neutral loss": loss}
+
+
+def _perplexities(made: Compared) -> dict[str, dict[str, float]]:
+    """Of every row, on the task's test texts and on the neutral ones."""
+    return {
+        row.name: {"task": exp(-row.score.mean), "neutral": exp(row.prices["neutral loss"])}
+        for row in made.comparison.rows
+    }
+
+
+def _harness(
+    made: Compared,
+    name: str,
+    tokenizer: Any,
+    options: Mapping[str, Any] | None,
+    seed: int,
+    batch_size: int,
+    progress: bool,
+) -> tuple[dict[str, Any], ...]:
+    """The harness's tasks under the method's setting; none for a prompt, which is no steering."""
+    from .lm_eval_tasks import evaluate_lm_eval
+
+    if options is None or name not in made.bench.chosen:
+        return ()
+    chosen = made.bench.chosen[name]
+    options = {"seed": seed, "batch_size": batch_size, "progress": progress} | dict(options)
+    model = made.bench.model
+    rows = evaluate_lm_eval(
+        model, tokenizer, vectors=chosen.vectors, strength=chosen.strength, **options
+    )
+    return tuple(row.to_dict() for row in rows)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _STATISTICS:
+        from . import statistics
+
+        return getattr(statistics, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

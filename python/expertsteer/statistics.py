@@ -231,6 +231,8 @@ def _difference(control: str, test: PairedTest) -> str:
 def _permutation(differences: np.ndarray, alternative: str, resamples: int, seed: int) -> float:
     # Items without a difference are the same under every swap.
     moved = differences[differences != 0]
+    if len(moved) == 1:  # two swaps, which scipy refuses to count
+        return 0.5 if alternative == "greater" and moved[0] > 0 else 1.0
     return stats.permutation_test(
         (moved, np.zeros_like(moved)),
         lambda x, y, axis: (x - y).mean(axis=axis),

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from .demo import demo
+from .evaluate import evaluate
 from .export import export, import_vectors
 from .fit import fit
 from .generate import generate
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Steer one language model with what another one knows.",
 )
-for command in (demo, fit, generate, inspect, export):
+for command in (demo, fit, evaluate, generate, inspect, export):
     app.command()(command)
 app.command("import")(import_vectors)
 

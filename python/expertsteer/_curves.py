@@ -1,0 +1,60 @@
+"""Effect against divergence: every method at shares of its calibrated strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ._equal_price import Bench, Chosen
+from ._progress import progress as shown
+from .comparison import UNSTEERED, Comparison, ComparisonRow
+from .evaluation import CurvePoint
+from .steer import attach
+
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+
+
+def strength_curves(
+    bench: Bench,
+    comparison: Comparison,
+    names: Sequence[str] | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    progress: bool = True,
+) -> dict[str, tuple[CurvePoint, ...]]:
+    """By row, its divergence on the reported neutral texts and its score on the test items.
+
+    Args:
+        names: of the rows, by default all that steer at one setting.
+        fractions: of the calibrated strength, 0 and 1 among them; what the comparison measured
+            at these is taken from it. A strength at which the outputs are not finite is left out.
+    """
+    rows = [row for row in comparison.rows if row.name in bench.chosen]
+    rows = [row for row in rows if names is None or row.name in names]
+    unsteered = comparison.row(UNSTEERED)
+    return {
+        row.name: tuple(_points(bench, bench.chosen[row.name], row, unsteered, fractions))
+        for row in shown(rows, "strength curves", progress)
+    }
+
+
+def _points(
+    bench: Bench,
+    chosen: Chosen,
+    row: ComparisonRow,
+    unsteered: ComparisonRow,
+    fractions: Sequence[float],
+):
+    with attach(bench.model, chosen.vectors, strength=1.0, mode="slot") as steering:
+        steering.watch = False  # outputs that are not finite cost more than anything
+        for fraction in sorted(fractions):
+            strength = fraction * chosen.strength
+            if fraction in (0.0, 1.0):
+                known = row if fraction else unsteered
+                yield CurvePoint(strength, known.divergence, known.score.mean)
+                continue
+            (nats,) = bench.reporting(steering, 0, [strength])
+            steering.set_rows(None)
+            steering.set(strength=strength)
+            if math.isfinite(divergence := bench.shown(nats)):
+                yield CurvePoint(strength, divergence, bench.rank("test")[0])
+            steering.set(strength=1.0)

@@ -1,0 +1,151 @@
+"""Text that a model writes in batches, and how it is compared with the right one."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._forward import _input_device, evaluating
+from ._progress import progress
+from ._task_rows import TaskError
+from ._tokens import length_batches
+
+_TAIL = 16  # tokens beyond the stop text's own length that are decoded to find it
+
+
+def generate_texts(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    batch_size: int = 32,
+    bar: str | None = None,
+) -> list[str]:
+    """What the model, as it is, writes behind each row of token ids, greedily.
+
+    Rows are padded on the left and masked. Special tokens are left out of the text, which ends
+    before the first of the texts ``stop``.
+    """
+    texts = [""] * len(rows)
+    batches, ends = length_batches(list(map(len, rows)), batch_size), _ends(model)
+    with torch.inference_mode(), evaluating(model):
+        for batch in progress(batches, bar or "", bar is not None):
+            ids, mask = _left_padded([rows[i] for i in batch])
+            options: dict[str, Any] = {}
+            if stop:
+                options["stopping_criteria"] = [_Stopped(tokenizer, ids.shape[1], stop)]
+            device = _input_device(model)
+            written = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=_padding(model, tokenizer),
+                **options,
+            )
+            for i, row in zip(batch, written[:, ids.shape[1] :].tolist()):
+                row = row[: next((k for k, token in enumerate(row) if token in ends), None)]
+                texts[i] = before_stop(tokenizer.decode(row, skip_special_tokens=True), stop)
+    return texts
+
+
+def before_stop(written: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    places = [place for s in stop if (place := written.find(s)) >= 0]
+    return written[: min(places)] if places else written
+
+
+class _Stopped:
+    """Which rows have written a stop text, as ``generate`` asks after every token."""
+
+    def __init__(self, tokenizer: Any, prompt: int, stop: Sequence[str]):
+        self.tokenizer, self.prompt, self.stop = tokenizer, prompt, stop
+        self.window = max(map(len, stop)) + _TAIL
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        tails = input_ids[:, max(self.prompt, input_ids.shape[1] - self.window) :].tolist()
+        texts = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
+        done = [any(s in text for s in self.stop) for text in texts]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+def exact_match(written: str, answer: Any) -> float:
+    """1 where the normalised text is a normalised answer."""
+    return float(normalized(written) in [normalized(a) for a in _accepted(answer)])
+
+
+def contains(written: str, answer: Any) -> float:
+    """1 where a normalised answer stands in the normalised text, not inside a longer word."""
+    text = normalized(written)
+    patterns = (rf"(?<!\w){re.escape(normalized(a))}(?!\w)" for a in _accepted(answer))
+    return float(any(re.search(pattern, text) for pattern in patterns))
+
+
+def normalized(text: str) -> str:
+    """Unicode compatibility form, lower case, single spaces, no ``.,;:!?`` at the end."""
+    text = " ".join(unicodedata.normalize("NFKC", text).lower().split())
+    return text.rstrip(".,;:!?").rstrip()
+
+
+def named_scorer(scoring: Any) -> Callable[[str, Any], float]:
+    """The function that a task's ``scoring`` stands for.
+
+    Raises:
+        TaskError: neither a known name nor a function that can be imported.
+    """
+    known = {"exact": exact_match, "contains": contains}
+    if callable(scoring):
+        return scoring
+    if isinstance(scoring, str) and scoring in known:
+        return known[scoring]
+    module, colon, name = str(scoring).partition(":")
+    if not colon or not module or not name:
+        raise TaskError(
+            f"scoring must be one of {tuple(known)}, a function, or 'package.module:function', "
+            f"came {scoring!r}"
+        )
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise TaskError(f"scoring {scoring!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise TaskError(f"scoring {scoring!r} is not a function, it is {type(found).__name__}")
+    return found
+
+
+def _accepted(answer: Any) -> list[str]:
+    return answer if isinstance(answer, list) else [answer]
+
+
+def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, longest - len(row) :] = torch.tensor(row, dtype=torch.int64)
+        mask[i, longest - len(row) :] = 1
+    return ids, mask
+
+
+def _ends(model: nn.Module) -> list[int]:
+    """Tokens that end a text, so that nothing behind them is read."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+
+
+def _padding(model: nn.Module, tokenizer: Any) -> int:
+    """What ``generate`` writes behind a row that has ended; never read, so any token serves."""
+    config = getattr(model, "generation_config", None)
+    known = (getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None))
+    return next((int(i) for i in known if isinstance(i, int)), 0)

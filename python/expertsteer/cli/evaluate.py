@@ -1,0 +1,275 @@
+"""``expertsteer evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ._common import Json, Seed, integer, lines, print_json, torch_dtype
+
+# What a report consists of; a folder with anything else in it is left alone.
+REPORT = ("evaluation.json", "index.html", "layer_pairs.png", "strength_curve.png", "table.md")
+
+
+class TaskType(str, Enum):
+    choice = "choice"
+    next_token = "next-token"
+    generation = "generation"
+    perplexity = "perplexity"
+
+
+class Measure(str, Enum):
+    kl = "kl"
+    perplexity_ratio = "perplexity_ratio"
+
+
+class Curves(str, Enum):
+    all = "all"
+    method = "method"
+    none = "none"
+
+
+def evaluate(
+    target: Annotated[str, typer.Option(help="Path or Hub id of the model to steer.")],
+    task: Annotated[Path, typer.Option(help="jsonl task; see --task-type for its rows.")],
+    neutral: Annotated[
+        Path, typer.Option(help="Texts, one a line, that steering should leave alone.")
+    ],
+    expert: Annotated[
+        str | None, typer.Option(help="Path or Hub id of the model that knows.")
+    ] = None,
+    contrast: Annotated[
+        Path | None, typer.Option(help="jsonl contrast set, to fit the expert's and own vectors.")
+    ] = None,
+    vectors: Annotated[
+        list[str] | None, typer.Option(help="Folder or Hub id of fitted vectors; may be repeated.")
+    ] = None,
+    task_type: Annotated[
+        TaskType,
+        typer.Option(
+            help="choice: rows {question, choices, answer}; next-token and generation: {prompt, "
+            "answer}; perplexity: {text}, or a .txt of one text a line."
+        ),
+    ] = TaskType.choice,
+    report: Annotated[Path | None, typer.Option(help="Folder for page, json and table.")] = None,
+    budget: Annotated[float, typer.Option(help="Divergence that steering may cost.")] = 0.1,
+    measure: Annotated[
+        Measure, typer.Option(help="kl: nats per token; perplexity_ratio: from 1 on.")
+    ] = Measure.kl,
+    method: Annotated[
+        str | None, typer.Option(help="Row of the table that the verdict is about.")
+    ] = None,
+    random: Annotated[int, typer.Option(help="Random directions.")] = 5,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts, one a line, each tried on a line of its own before the text."),
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(help="Layer pairs; by default every layer.")] = None,
+    validation: Annotated[
+        float, typer.Option(help="Share of the task that settings are chosen on.")
+    ] = 0.4,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="choice: log-probability per token.")
+    ] = False,
+    scoring: Annotated[
+        str, typer.Option(help="generation: exact, contains, or package.module:function.")
+    ] = "exact",
+    max_new_tokens: Annotated[int, typer.Option(help="generation: tokens to write.")] = 32,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="generation: text that ends it; may be repeated.")
+    ] = None,
+    curves: Annotated[Curves, typer.Option(help="Methods with a strength curve.")] = Curves.all,
+    examples: Annotated[int, typer.Option(help="Test items shown in the report.")] = 30,
+    lm_eval_tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None, typer.Option(help="Folder of lm-eval task files; may be repeated.")
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Items of each lm-eval task, or a share below 1.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each item of the lm-eval tasks.")
+    ] = None,
+    position: Annotated[str, typer.Option(help="Of the states: last, mean, or an index.")] = "last",
+    batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 32,
+    max_length: Annotated[int | None, typer.Option(help="Tokens kept, below the context.")] = None,
+    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
+    expert_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    target_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    expert_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure what steering does to a task, beside every control, all at one price."""
+    from ..contrast import ContrastSet
+    from ..evaluate import evaluate as run
+    from ..lm_eval_tasks import require_tasks
+    from ..models import capture, load
+    from ..report_page import write_report
+    from ..tasks import load_task
+    from ..vectors import SteeringVectors
+
+    # Everything that can be wrong is read before a model is loaded.
+    _require_sources(expert, contrast, vectors)
+    require_own_folder(report)
+    if ":" in scoring and "" not in sys.path:
+        sys.path.insert(0, "")  # a scoring function's file in this folder, as python -m finds it
+    loaded = load_task(task, task_type.value, **_task_options(task_type, locals()))
+    texts = lines("neutral", neutral)
+    given = {f"vectors {name}": SteeringVectors.from_pretrained(name) for name in vectors or ()}
+    harness = None
+    if lm_eval_tasks is not None:
+        names = [name.strip() for name in lm_eval_tasks.split(",") if name.strip()]
+        count = int(limit) if limit is not None and limit >= 1 else limit
+        harness = {"tasks": names, "include_path": include_path or None, "limit": count}
+        require_tasks(names, harness["include_path"], count)
+        harness["num_fewshot"] = num_fewshot
+    reading = {
+        "position": position if position in ("last", "mean") else integer("position", position),
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "progress": not as_json,
+    }
+    options = {"device": device, "dtype": torch_dtype(dtype)}
+    examples_of = None if contrast is None else ContrastSet.from_jsonl(contrast)
+    knowing = own = None
+    if expert is not None:
+        network, tokenizer = load(expert, revision=expert_revision, **options)
+        knowing = capture(network, tokenizer, examples_of, decoder_layers=expert_layers, **reading)
+        del network  # only its states are kept
+    network, tokenizer = load(target, revision=target_revision, **options)
+    if examples_of is not None:
+        own = capture(network, tokenizer, examples_of, **reading)
+    result = run(
+        network,
+        tokenizer,
+        loaded,
+        knowing,
+        own,
+        texts,
+        vectors=given,
+        method=method,
+        budget=budget,
+        measure=measure.value,
+        random=random,
+        prompts=() if prompts is None else [line + "\n" for line in lines("prompts", prompts)],
+        pairs=pairs,
+        validation=validation,
+        curves={"all": True, "none": False}.get(curves.value, "method"),
+        examples=examples,
+        lm_eval=harness,
+        settings={"command": ["expertsteer", *sys.argv[1:]]},
+        seed=seed,
+        batch_size=batch_size,
+        max_length=max_length,
+        progress=not as_json,
+    )
+    page = None if report is None else write_report(result, report)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print(result, page)
+
+
+def _require_sources(expert: str | None, contrast: Path | None, vectors: Any) -> None:
+    if expert is not None and contrast is None:
+        raise ValueError("--expert needs --contrast, the texts that its vectors are fitted on")
+    if contrast is None and not vectors:
+        raise ValueError(
+            "nothing to evaluate: give --expert and --contrast, --vectors, or --contrast for the "
+            "target's own vectors"
+        )
+
+
+def require_own_folder(folder: Path | None) -> None:
+    """A report replaces an earlier one, and nothing else.
+
+    Raises:
+        ValueError: the folder is a file, or holds what no report consists of.
+    """
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"--report: {folder} is a file; name a folder")
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in REPORT)
+    if foreign:
+        raise ValueError(
+            f"--report: {folder} holds {foreign[0]!r}, which is not of a report (and "
+            f"{len(foreign) - 1} more such); name an empty or a new folder"
+        )
+
+
+def _task_options(kind: TaskType, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that the task has; one that was set for another task is refused."""
+    of = {
+        "normalize": (TaskType.choice, False),
+        "scoring": (TaskType.generation, "exact"),
+        "max_new_tokens": (TaskType.generation, 32),
+        "stop": (TaskType.generation, None),
+    }
+    for name, (owner, default) in of.items():
+        if owner is not kind and given[name] != default:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--{option} belongs to --task-type {owner.value}, came with {kind.value}"
+            )
+    chosen = {name: given[name] for name, (owner, _) in of.items() if owner is kind}
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _print(result: Any, page: Path | None) -> None:
+    from ..report import comparison_table
+
+    console = Console()
+    if not console.is_terminal:  # a log has no edge to wrap at
+        console.width = 120
+    console.print(comparison_table(result.comparison, result.task))
+    reasons: dict[str, list[str]] = {}
+    for name, reason in result.comparison.skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    plain = {"markup": False, "highlight": False}
+    for reason, names in reasons.items():
+        console.print(f"Not measured, since it {reason}: {'; '.join(names)}.", **plain)
+    for reason, count in result.excluded.items():
+        console.print(f"Left out or cut: {count} {reason}.", **plain)
+    for name in ("unsteered", result.method) if "perplexity" in result.settings else ():
+        texts = result.settings["perplexity"][name]
+        shown = ", ".join(f"{value:.3f} on {kind} texts" for kind, value in texts.items())
+        console.print(f"Perplexity, {name}: {shown}.", **plain)
+    if result.harness:
+        console.print(_harness_table(result))
+    console.print(result.verdict, **plain)
+    counts = result.outcomes
+    console.print(
+        f"Test items: {counts['win']} better, {counts['loss']} worse, {counts['tie']} the same. "
+        f"{result.comparison.seconds:.0f} s." + ("" if page is None else f" Report: {page}"),
+        **plain,
+    )
+
+
+def _harness_table(result: Any) -> Table:
+    table = Table(title=f"lm-eval: {result.method}", caption="± standard error")
+    for name in ("task", "metric", "items"):
+        table.add_column(name)
+    for name in ("unsteered", "steered", "p"):
+        table.add_column(name, justify="right")
+    for row in result.harness:
+        sides = [_with_error(**row[side]) for side in ("unsteered", "steered")]
+        p = "-" if row["test"] is None else f"{row['test']['p_value']:.2g}"
+        table.add_row(row["task"], row["metric"], str(row["items"]), *sides, p)
+    return table
+
+
+def _with_error(value: float, stderr: float | None) -> str:
+    return f"{value:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
