@@ -119,6 +119,9 @@ def test_examples_are_test_items_before_and_after(evaluated):
 def test_the_pairing_keeps_the_effects_that_were_measured(evaluated):
     pairing = evaluated.pairing
     assert pairing.rule == "lowest" and len(pairing) == 2 and pairing.matrix.shape == (2, 2)
+    unsteered = evaluated.comparison.rows[0].validation
+    gains = [effect for *_, effect in pairing.effects]
+    assert all(-unsteered - 1e-5 <= gain <= 1 - unsteered + 1e-5 for gain in gains)
     assert {(e, t) for e, t, _ in pairing.effects} == {(e, t) for e in (0, 1) for t in (0, 1)}
     cost = evaluated.settings["pair effects"]
     assert cost["measured"] == 4 and 4 * 4 <= cost["passes over neutral texts"] <= 4 * 13

@@ -132,14 +132,17 @@ def compared(
     searching = Searching(limit, PASSES, start)
     bench = Bench(model, score, measure, *halves, searching, batch_size, dict(prices or {}))
     subsets, effect_passes = _subsets(known, layers), 0
+    before_steering = bench.rank("validation")
 
     def effect(vectors: SteeringVectors) -> float:
         nonlocal effect_passes
         before = bench.calibrating.passes
         chosen = bench.choose([vectors], [vectors.layers])
         effect_passes += bench.calibrating.passes - before
-        rank = bench.rank("validation") if chosen is None else chosen.rank  # as good as unsteered
-        return rank[0] + 1e-6 * rank[1]
+        if chosen is None:  # no strength meets the budget
+            return 0.0
+        gain, tie = (a - b for a, b in zip(chosen.rank, before_steering))
+        return gain + 1e-6 * tie
 
     count = len(known) if pairs is None else pairs
     fitting = Fitting(expert, target, count, rfm, seed, effect, shortlist)
