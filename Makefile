@@ -7,7 +7,7 @@ OUT ?= demo-output
 TEST_PROCESSES ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu verify-llamacpp clean
+.PHONY: help demo test lint docs bench bench-gpu verify-llamacpp clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
 	$(BIN)/ruff check python tests benchmarks examples
 	$(BIN)/ruff format --check python tests benchmarks examples
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.inl csrc/*.cu
+
+docs: $(VENV)/.installed  ## build the documentation into build/docs
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed  ## run the benchmarks on this processor
 	$(BIN)/python -m pytest benchmarks -m "not gpu" --benchmark-only

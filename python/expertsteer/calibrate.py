@@ -129,8 +129,8 @@ def calibrate(
         ValueError: no strength meets the budget, no text, a budget out of range, see also `attach`.
 
     Warns:
-        texts cut or left out, a divergence that is not monotonic, a budget not reached, a coarse
-        bracket; the result holds the same words.
+        UserWarning: texts cut or left out, a divergence that is not monotonic, a budget not
+            reached, a coarse bracket; the result holds the same words.
     """
     from ._attaching import by_name  # late: the package imports this module, and that one scipy
 

@@ -94,8 +94,8 @@ def evaluate(
             carry, or what `expertsteer.health` says of the expert's vectors with Procrustes.
         settings: what else should be told of the run, json values, such as the command.
         batch_size: sequences per forward pass of the task; `compare` has twice as many.
-        budget, measure, methods, random, prompts, layers, pairs, shortlist, rfm, seed, max_length,
-            progress: see `compare`.
+        budget, measure, methods, random, prompts, layers, pairs, shortlist, rfm: see `compare`.
+        seed, max_length, progress: see `compare`.
 
     Raises:
         ValueError: no strength of the method meets the budget, a task that does not fit the model
