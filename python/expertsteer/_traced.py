@@ -18,6 +18,29 @@ _ALL, _PROMPT, _GENERATED, _LAST = range(len(POSITIONS))
 _UNKNOWN = -1
 
 
+class SharedByLayers:
+    """What the decoder's slot hands to those of its layers while a compiler follows them.
+
+    A compiled call checks again every object that was read on the way to its inputs. What each
+    layer looked up for itself it would check once per layer; what is handed on here, once.
+
+    Attributes:
+        layers: the decoder's layers; ``None`` where each slot has to look everything up itself.
+        tables: ``[L, R, D]``; rows, strengths: see `_bank.Buffers`; mask: as operations take it.
+    """
+
+    def __init__(self) -> None:
+        self.layers: Any = None
+        self.tables: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.strengths: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.operation = "add"
+
+
+shared = SharedByLayers()  # written in graphs only, where every compilation sees its own
+
+
 class TracedPositions:
     """The token mask of compiled passes.
 
