@@ -89,7 +89,7 @@ class Installed:
         slots = list(self.slots.values())
         alike = len({slot.kind for slot in slots}) == 1
         needed = any(slot.needs_norms or slot.function_of_layer is None for slot in slots)
-        self.tables = None
+        self.tables, self.alike = None, slots[0].buffers
         if alike and not needed and not self.regional:
             self.tables = self.bank.stack([slot.buffers for slot in slots])
 

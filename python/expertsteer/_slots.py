@@ -14,7 +14,7 @@ from . import ops
 from ._checkpointing import watch
 from ._entry import Decoder, Slot, all_finite, set_traced_call
 from ._positions import POSITIONS, Prompt, token_mask
-from ._traced import shared
+from ._traced import SharedByLayers, handing
 from ._tracing import is_traced
 from .ops import native_steer, reference_steer
 from .ops.standing import standing
@@ -132,11 +132,12 @@ class LayerSlot(_Unmovable, Slot):
 
 def _traced_call(self: LayerSlot, *args: Any, **kwargs: Any) -> Any:
     """The call of a `LayerSlot` as a compiler sees it."""
-    if shared.layers is not None and not self.detached:
+    shared = handing.now
+    if shared is not None and not self.detached:
         output = self.function_of_layer(shared.layers[self.index], *args, **kwargs)
         if isinstance(output, tuple):
-            return (_steered_alike(output[0], self.place), *output[1:])
-        return _steered_alike(output, self.place)
+            return (_steered_alike(output[0], shared, self.place), *output[1:])
+        return _steered_alike(output, shared, self.place)
     output = self.original(*args, **kwargs)
     if self.detached:
         return output
@@ -148,11 +149,13 @@ def _traced_call(self: LayerSlot, *args: Any, **kwargs: Any) -> Any:
 set_traced_call(LayerSlot, _traced_call)
 
 
-def _steered_alike(hidden: Tensor, place: int) -> Tensor:
+def _steered_alike(hidden: Tensor, shared: SharedByLayers, place: int) -> Tensor:
     """One layer's addition with what all layers share."""
-    rows, strengths = shared.rows, shared.strengths
+    if shared.added is not None:
+        return (hidden.to(shared.added.dtype) + shared.added[place]).to(hidden.dtype)
+    table, operation = shared.tables[place], shared.operation
     return reference_steer.steer(
-        hidden, shared.tables[place], rows, strengths, shared.mask, operation=shared.operation
+        hidden, table, shared.rows, shared.strengths, shared.mask, operation=operation
     )
 
 
@@ -198,18 +201,21 @@ class DecoderSlot(_Unmovable, Decoder):
     def traced(self, inputs: dict, tokens: Any, args: tuple, kwargs: dict) -> Any:
         """The same for compilers."""
         positions = self.steering.traced
-        positions.mask = positions.token_mask(inputs, tokens)
+        mask = positions.token_mask(inputs, tokens)
         if self.steering.tables is not None and torch.compiler.is_compiling():
-            self._share(positions.mask)
+            handing.now = self._shared(mask)
+            output = self.original(*args, **kwargs)
+            handing.now = None
+            return output
+        positions.mask = mask
         output = self.original(*args, **kwargs)
-        shared.layers = positions.mask = None
+        positions.mask = None
         return output
 
-    def _share(self, mask: Tensor) -> None:
+    def _shared(self, mask: Tensor) -> SharedByLayers:
         """Look up for all layers what they read."""
-        steering = self.steering
-        first = steering.slots[steering.bank.layers[0]].buffers
-        rows, strengths = first.rows, first.strengths
+        steering, own = self.steering, self.steering.alike
+        rows, strengths = own.rows, own.strengths
         batch = mask.shape[0]
         if rows.shape[0] not in (1, batch):  # beams and samples of one sequence are neighbours
             rows = rows.repeat_interleave(batch // rows.shape[0], dim=0)
@@ -217,9 +223,10 @@ class DecoderSlot(_Unmovable, Decoder):
         layers = steering.decoder.decoder
         for name in self.list_names:
             layers = getattr(layers, name)
-        shared.layers, shared.tables, shared.mask = layers, steering.tables, mask
-        shared.rows, shared.strengths = rows, strengths
-        shared.operation = steering.operation
+        tables, operation, added = steering.tables, steering.operation, None
+        if operation == "add" and mask.shape[0] == 1 and mask.shape[1] == 1:
+            added = reference_steer.displacements(tables, rows, strengths, mask)
+        return SharedByLayers(layers, tables, rows, strengths, mask, operation, added)
 
     def after(self, output: Any, inputs: dict[str, Any], serial: int, ran: int) -> Any:
         """The output of a pass in which every slot ran, and that is finite.
