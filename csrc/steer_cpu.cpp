@@ -45,14 +45,6 @@ T* scratch(std::int64_t count) {
   return room.data();
 }
 
-inline void prefetch(const void* address) {
-#if defined(__GNUC__)
-  __builtin_prefetch(address);
-#else
-  (void)address;
-#endif
-}
-
 // What one sequence is steered with.
 template <typename Element, typename Wide>
 class Sequence {
@@ -72,14 +64,6 @@ class Sequence {
       threshold_ = static_cast<const Wide*>(a_.thresholds)[b * a_.thresholds_stride];
     }
     if (moved) combine();
-  }
-
-  // Ask for the vectors of sequence b ahead of their use: which come next only the rows tell.
-  void foresee(std::int64_t b) const {
-    if (!a_.rows_stride) return;
-    constexpr std::int64_t kLine = 64 / sizeof(Wide), kMost = 4096 / sizeof(Wide);
-    const Wide* vector = at(a_.rows[b * a_.rows_stride]);
-    for (std::int64_t i = 0; i < std::min(a_.width, kMost); i += kLine) prefetch(vector + i);
   }
 
   bool changes() const { return active_ > 0; }
@@ -172,7 +156,6 @@ void steer_tokens(const Steer& a, std::int64_t begin, std::int64_t end) {
   Sequence<Element, Wide> sequence(a);
   for (std::int64_t b = begin / a.tokens; b * a.tokens < end; ++b) {
     sequence.select(b);
-    if ((b + 1) * a.tokens < end) sequence.foresee(b + 1);
     if (!sequence.changes()) continue;
     const std::int64_t first = std::max(begin - b * a.tokens, std::int64_t(0));
     const std::int64_t last = std::min(end - b * a.tokens, a.tokens);
