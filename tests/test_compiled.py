@@ -158,6 +158,29 @@ def test_the_default_backend_fuses_it_and_agrees():
         )
 
 
+@pytest.mark.parametrize("operation", ["add", "add_keep_norm"])
+def test_passes_of_one_token_follow_every_change_without_compiling_again(operation):
+    model, token = llama(), tokens(1, 1)
+    run, unsteered = compiled(model), logits(model, token, use_cache=False)
+    experts = {name: vectors(seed=i) for i, name in enumerate("ab")}
+    with es.attach(model, experts, operation=operation) as steering:
+        logits(run, token, use_cache=False)
+        known = frames()
+        for strength, rows, positions in (
+            (0.5, None, "all"),
+            (0.5, ["b"], "last"),
+            (-1.0, [{"a": 0.5}], "all"),
+            (1.0, ["a"], "generated"),
+            (0.0, ["a"], "all"),
+        ):
+            steering.set(strength=strength, positions=positions).set_rows(rows)
+            found = logits(run, token, use_cache=False)
+            torch.testing.assert_close(found, logits(model, token, use_cache=False))
+            steered = strength != 0 and positions != "generated"
+            assert torch.allclose(found, unsteered) != steered
+        assert frames() <= known + 1  # two vectors for a sequence become one
+
+
 def test_fx_traces_a_steered_model():
     class Block(torch.nn.Module):
         def __init__(self):

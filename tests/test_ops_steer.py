@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from expertsteer import ops
-from expertsteer.ops import native
+from expertsteer.ops import native, reference_steer
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # Odd widths, one that is a whole number of 16-byte accesses, and one too wide for shared memory.
@@ -420,3 +420,21 @@ def test_a_graph_captures_it_and_reads_what_changed():
             graph.replay()
             expected = by_hand(**arguments, operation=operation)
             assert_close(hidden, expected, torch.float32)
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_displacements_are_what_an_addition_adds(sequences):
+    tables = torch.randn(2, 4, 17, dtype=torch.float64)
+    tables[:, 0] = 0
+    rows = torch.tensor([[1, 3], [0, 0], [2, 1]], dtype=torch.int32)[:sequences]
+    strengths = torch.tensor([[0.5, -2.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)[:sequences]
+    mask = torch.tensor([[1, 0], [1, 1], [1, 1]]).bool()
+    hidden = torch.randn(3, 2, 17, dtype=torch.float64)
+    hidden[:, :, 0] = -0.0
+    added = reference_steer.displacements(tables, rows, strengths, mask)
+    for table, own in zip(tables, added):
+        expected = ops.steer(hidden, table, rows, strengths, mask, backend="reference")
+        torch.testing.assert_close(hidden + own, expected)
+        kept = (expected == hidden).all(-1)
+        assert kept.sum() >= 1
+        assert torch.equal((hidden + own)[kept].view(torch.int64), hidden[kept].view(torch.int64))

@@ -121,6 +121,14 @@ class Bank:
             self._buffers[key] = Buffers(**moved)
         return self._buffers[key]
 
+    def stack(self, buffers: Sequence[Buffers]) -> Tensor:
+        """Put the tables of several layers, all of one kind, into one tensor ``[L, R, D]``."""
+        with torch.inference_mode(False), torch.no_grad():
+            tables = torch.stack([own.table for own in buffers])
+        for own, table in zip(buffers, tables):
+            own.table = table
+        return tables
+
     def displacement(self, layer: int) -> Tensor:
         """What is added at ``layer`` where one choice of vectors serves every sequence, ``[D]``."""
         buffers = self._contents(layer, torch.float64)

@@ -37,6 +37,8 @@ class Installed:
         silent: nothing can change, so that slots do not run at all.
         watch: states are looked at for what is not finite.
         regional: layers were compiled one by one.
+        tables: those of all slots as compiled passes read them, ``[L, R, D]``; ``None`` where each
+            slot reads its own.
     """
 
     def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str, mode: str):
@@ -49,6 +51,7 @@ class Installed:
         device = next((p.device for p in model.parameters() if p.device.type != "meta"), "cpu")
         self.traced = TracedPositions(torch.device(device))
         self.silent, self.watch, self.regional = True, True, False
+        self.tables: Tensor | None = None
         self.watched = Watched()
         self.checkpointed = [decoder.decoder, *decoder.layers]
         self._restore: list[tuple[nn.Module, str, Any, Any]] = []
@@ -79,6 +82,16 @@ class Installed:
         self._replace_generate()
         compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
         self.regional = any(call is not None for call in compiled)
+        self._stack_tables()
+
+    def _stack_tables(self) -> None:
+        """One tensor for the tables of all layers, where compiled passes need no more of them."""
+        slots = list(self.slots.values())
+        alike = len({slot.kind for slot in slots}) == 1
+        needed = any(slot.needs_norms or slot.function_of_layer is None for slot in slots)
+        self.tables, self.alike = None, slots[0].buffers
+        if alike and not needed and not self.regional:
+            self.tables = self.bank.stack([slot.buffers for slot in slots])
 
     def _replace_generate(self) -> None:
         if hasattr(self.model, "generate"):

@@ -14,6 +14,7 @@ from . import ops
 from ._checkpointing import watch
 from ._entry import Decoder, Slot, all_finite, set_traced_call
 from ._positions import POSITIONS, Prompt, token_mask
+from ._traced import SharedByLayers, handing
 from ._tracing import is_traced
 from .ops import native_steer, reference_steer
 from .ops.standing import standing
@@ -39,7 +40,10 @@ class LayerSlot(_Unmovable, Slot):
         super().__init__(layer.forward, self.steer, steering.passes)
         functools.update_wrapper(self, layer.forward)
         self.steering, self.index, self.layer, self.backend = steering, index, layer, backend
-        self.detached = False
+        self.detached, self.place = False, steering.bank.layers.index(index)
+        # What a compiler follows: through the bound method it would check each layer once more.
+        bound = inspect.ismethod(layer.forward) and layer.forward.__self__ is layer
+        self.function_of_layer = layer.forward.__func__ if bound else None
         bank = steering.bank  # a graph reads, and checks, only what the operation needs
         self.needs_norms = bank.gate is not None or bank.operation in ("remove", "clamp")
         # Chosen now, so that a backend that cannot serve is refused when attaching.
@@ -49,7 +53,9 @@ class LayerSlot(_Unmovable, Slot):
 
     def _prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Get ready for states of that kind; the quick way is armed where it serves them."""
-        self._kind = device, dtype
+        if hasattr(self, "kind"):  # the model was moved: graphs look each buffer up again
+            self.steering.tables = None
+        self.kind = device, dtype
         self.function = ops.choose("steer", self.backend, device, dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.buffers = self.steering.bank.buffers(self.index, device, wide)
@@ -59,7 +65,7 @@ class LayerSlot(_Unmovable, Slot):
         """Hand the addresses of the buffers to the quick way, or take them back."""
         self.disarm()
         if self.function is native_steer.steer:
-            self.arm(*standing(self.buffers, *self._kind, self.steering.operation))
+            self.arm(*standing(self.buffers, *self.kind, self.steering.operation))
 
     def steer(self, output: Any) -> Any:
         """What came out of the layer, steered, wherever the quick way does not serve.
@@ -80,7 +86,7 @@ class LayerSlot(_Unmovable, Slot):
             raise RuntimeError(
                 f"layer {self.index} must return hidden states [batch, tokens, width], came {came}"
             )
-        if self._kind != (output.device, output.dtype):
+        if self.kind != (output.device, output.dtype):
             self._prepare(output.device, output.dtype)
         opened = self.steering.current.opened  # none where the quick way steers every token
         mask = None if opened is None else opened.mask
@@ -126,6 +132,12 @@ class LayerSlot(_Unmovable, Slot):
 
 def _traced_call(self: LayerSlot, *args: Any, **kwargs: Any) -> Any:
     """The call of a `LayerSlot` as a compiler sees it."""
+    shared = handing.now
+    if shared is not None and not self.detached:
+        output = self.function_of_layer(shared.layers[self.index], *args, **kwargs)
+        if isinstance(output, tuple):
+            return (_steered_alike(output[0], shared, self.place), *output[1:])
+        return _steered_alike(output, shared, self.place)
     output = self.original(*args, **kwargs)
     if self.detached:
         return output
@@ -135,6 +147,16 @@ def _traced_call(self: LayerSlot, *args: Any, **kwargs: Any) -> Any:
 
 
 set_traced_call(LayerSlot, _traced_call)
+
+
+def _steered_alike(hidden: Tensor, shared: SharedByLayers, place: int) -> Tensor:
+    """One layer's addition with what all layers share."""
+    if shared.added is not None:
+        return (hidden.to(shared.added.dtype) + shared.added[place]).to(hidden.dtype)
+    table, operation = shared.tables[place], shared.operation
+    return reference_steer.steer(
+        hidden, table, shared.rows, shared.strengths, shared.mask, operation=operation
+    )
 
 
 class DecoderSlot(_Unmovable, Decoder):
@@ -149,6 +171,9 @@ class DecoderSlot(_Unmovable, Decoder):
         functools.update_wrapper(self, original)
         self.steering, self.detached = steering, False
         self.names = tuple(inspect.signature(original).parameters)
+        found = steering.decoder
+        depth = len(found.decoder_path.split(".")) if found.decoder_path else 0
+        self.list_names = tuple(found.layers_path.split(".")[depth:])
 
     def prepare(self) -> None:
         """Tell the quick way what is set."""
@@ -176,10 +201,32 @@ class DecoderSlot(_Unmovable, Decoder):
     def traced(self, inputs: dict, tokens: Any, args: tuple, kwargs: dict) -> Any:
         """The same for compilers."""
         positions = self.steering.traced
-        positions.mask = positions.token_mask(inputs, tokens)
+        mask = positions.token_mask(inputs, tokens)
+        if self.steering.tables is not None and torch.compiler.is_compiling():
+            handing.now = self._shared(mask)
+            output = self.original(*args, **kwargs)
+            handing.now = None
+            return output
+        positions.mask = mask
         output = self.original(*args, **kwargs)
         positions.mask = None
         return output
+
+    def _shared(self, mask: Tensor) -> SharedByLayers:
+        """Look up for all layers what they read."""
+        steering, own = self.steering, self.steering.alike
+        rows, strengths = own.rows, own.strengths
+        batch = mask.shape[0]
+        if rows.shape[0] not in (1, batch):  # beams and samples of one sequence are neighbours
+            rows = rows.repeat_interleave(batch // rows.shape[0], dim=0)
+            strengths = strengths.repeat_interleave(batch // strengths.shape[0], dim=0)
+        layers = steering.decoder.decoder
+        for name in self.list_names:
+            layers = getattr(layers, name)
+        tables, operation, added = steering.tables, steering.operation, None
+        if operation == "add" and mask.shape[0] == 1 and mask.shape[1] == 1:
+            added = reference_steer.displacements(tables, rows, strengths, mask)
+        return SharedByLayers(layers, tables, rows, strengths, mask, operation, added)
 
     def after(self, output: Any, inputs: dict[str, Any], serial: int, ran: int) -> Any:
         """The output of a pass in which every slot ran, and that is finite.

@@ -7,7 +7,7 @@ everything that `Steering.set` changes is in tensors whose contents change in pl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,38 @@ from ._positions import POSITIONS, Positions, _of_function, cached_tokens
 
 _ALL, _PROMPT, _GENERATED, _LAST = range(len(POSITIONS))
 _UNKNOWN = -1
+
+
+class SharedByLayers(NamedTuple):
+    """What the decoder's slot hands to those of its layers while a compiler follows them.
+
+    A compiled call checks again every object that was read on the way to its inputs. What each
+    layer looked up for itself it would check once per layer; what is handed on here, once.
+
+    Attributes:
+        layers: the decoder's layers; tables: ``[L, R, D]``; mask: as operations take it; rows,
+            strengths: see `_bank.Buffers`.
+        added: what all layers add, ``[L, B, T, D]``, in a pass of one token, whose kernels are so
+            small that each further argument of each layer's kernel can be felt; else ``None``.
+    """
+
+    layers: Any
+    tables: Tensor
+    rows: Tensor
+    strengths: Tensor
+    mask: Tensor
+    operation: str
+    added: Tensor | None
+
+
+class Handing:
+    """Holds it for the time of one traced pass; a single attribute, as each write costs a call."""
+
+    def __init__(self) -> None:
+        self.now: SharedByLayers | None = None
+
+
+handing = Handing()  # written in graphs only, where every compilation sees its own
 
 
 class TracedPositions:

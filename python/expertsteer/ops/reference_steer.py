@@ -81,6 +81,22 @@ def steer(
     return torch.where(change.unsqueeze(-1), steered.to(hidden.dtype), hidden)
 
 
+def displacements(tables: Tensor, rows: Tensor, strengths: Tensor, mask: Tensor) -> Tensor:
+    """What `steer` adds to the tokens of every layer, ``[L, B, T, D]``.
+
+    Where it changes nothing that is -0.0, the one number that leaves every other its bits when it
+    is added (0.0 turns -0.0 into itself).
+
+    Args:
+        tables: of the layers, ``[L, R, D]``; the others as in `steer`.
+    """
+    active = (rows != 0) & (strengths != 0)  # [B or 1, S]
+    vectors = tables[:, rows.long()]  # [L, B or 1, S, D]
+    total = torch.einsum("bs,lbsd->lbd", torch.where(active, strengths, 0.0), vectors)
+    change = active.any(dim=1, keepdim=True) & mask  # [B, T]
+    return torch.where(change[None, :, :, None], total.unsqueeze(2), -0.0)
+
+
 def _inverse(
     table: Tensor, operation: str, gates: Tensor | None, given: Tensor | None
 ) -> Tensor | None:
