@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import inject_cases as cases
-from expertsteer._slots import OpenPass
+from expertsteer._decoder_slots import OpenPass
 
 SIZES = [(width, batch) for width in cases.WIDTHS for batch in cases.BATCHES]
 

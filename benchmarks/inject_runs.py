@@ -15,8 +15,8 @@ from transformers import DynamicCache, StaticCache
 
 import expertsteer as es
 import inject_cases as cases
+from expertsteer._decoder_slots import OpenPass
 from expertsteer._positions import Prompt
-from expertsteer._slots import OpenPass
 
 
 def require(right: bool, what: str) -> None:

@@ -163,7 +163,7 @@ def test_passes_of_one_token_follow_every_change_without_compiling_again(operati
     model, token = llama(), tokens(1, 1)
     run, unsteered = compiled(model), logits(model, token, use_cache=False)
     experts = {name: vectors(seed=i) for i, name in enumerate("ab")}
-    with es.attach(model, experts, operation=operation) as steering:
+    with es.attach(model, experts, mode="slot", operation=operation) as steering:
         logits(run, token, use_cache=False)
         known = frames()
         for strength, rows, positions in (

@@ -24,7 +24,7 @@ class CheckpointedPass:
         self.steering, self.original = steering, original
 
     def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        from ._slots import OpenPass
+        from ._decoder_slots import OpenPass
 
         steering, first = self.steering, self.steering.current.opened
         if first is None:

@@ -85,3 +85,13 @@ def all_finite(hidden: Tensor) -> bool | None:
     if known is None and isinstance(hidden, Tensor) and hidden.device.type == "cpu":
         return bool(torch.isfinite(hidden).all())
     return known
+
+
+class Unmovable:
+    """Stands in for a method of a live model, so it must not travel with a copy of it."""
+
+    def __deepcopy__(self, memo: Any):
+        raise ValueError("a steered model cannot be deep-copied; detach the steering first")
+
+    def __reduce_ex__(self, protocol: int):
+        raise ValueError("a steered model cannot be pickled; detach the steering first")

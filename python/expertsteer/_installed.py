@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ._bank import Bank
+from ._decoder_slots import DecoderSlot, FoldedDecoderSlot, OpenPass
 from ._diagnosis import Watched
 from ._entry import Passes
 from ._folding import Fold
 from ._positions import Positions, Prompt
-from ._slots import DecoderSlot, FoldedDecoderSlot, GenerateSlot, LayerSlot, OpenPass
+from ._slots import GenerateSlot, LayerSlot
 from ._traced import TracedPositions
 
 
