@@ -220,7 +220,7 @@ def many(sets, expert, target, folder):
         expert[0],
         target[0],
         folder,
-        es.ExpertSteer(progress=False),
+        es.ExpertSteer(health=False, progress=False),
         expert_tokenizer=expert[1],
         target_tokenizer=target[1],
     )
@@ -230,7 +230,7 @@ def many(sets, expert, target, folder):
 def unlike_alone(sets, expert, target, folder, some):
     """What is wrong with the first ``some`` concepts of a run, beside a fit of each alone."""
     for name in list(sets)[:some]:
-        alone = es.ExpertSteer(progress=False).fit(
+        alone = es.ExpertSteer(health=False, progress=False).fit(
             expert[0],
             target[0],
             sets[name],

@@ -15,6 +15,7 @@ import expertsteer as es
 import ranks
 from expertsteer._ranks import Ranks
 from expertsteer._shards import Shards
+from expertsteer.models import load
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -102,19 +103,17 @@ def test_a_refusal_reaches_every_rank_and_is_told_once(alone, tmp_path):
 
 def tensor_parallel(folder, path):
     """One model over two processes; a third and fourth would be another copy of it."""
-    import warnings
-
-    import transformers
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how the plan is asked for differs between releases
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, tp_plan="auto", tp_size=2)
-    states = es.capture(model, tiny_tokenizer(), contrast(), progress=False).states
+    model, tokenizer = load(path, device="tensor_parallel")
+    assert model.tp_size == 2
+    states = es.capture(model, tokenizer, contrast(), progress=False).states
     return states, *capture(folder, model)
 
 
 def test_a_tensor_parallel_model_gives_the_states_of_one(alone, tmp_path):
     build("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="needs several processes, came one; start them with"):
+        load(tmp_path / "model", device="tensor_parallel")
     for states, seen, stored in ranks.run(2, tensor_parallel, tmp_path / "out", tmp_path / "model"):
         assert seen == COUNT  # both halves of the model see every example
         torch.testing.assert_close(states, alone, rtol=1e-4, atol=1e-5)

@@ -151,5 +151,11 @@ def test_the_command_line_fits_a_folder(folder, models, tmp_path):
     assert "vectors of 3 concepts, from 80 different texts" in done.stdout
     document = json.loads(run(*arguments, "--json").stdout)
     assert len(document["concepts"]) == 3 and document["failed"] == {}
+    one = [*arguments[:5], "--contrast", folder / "one.jsonl", "--out", tmp_path / "alone"]
+    one += ["--captures", tmp_path / "states", "--device", "cpu", "--pairs", 2, "--null", 0]
+    assert run(*one).returncode == 0
+    alone = es.SteeringVectors.from_pretrained(tmp_path / "alone")
+    again = es.SteeringVectors.from_pretrained(tmp_path / "out" / "one")
+    assert alone.layers == again.layers and (tmp_path / "states" / "expert").is_dir()
     done = run(*arguments, "--rule", "random")
     assert done.returncode == 2 and "with other settings or models" in done.stderr

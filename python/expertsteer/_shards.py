@@ -194,8 +194,9 @@ class Shards:
 
     def clear_temporary(self) -> None:
         """Remove what killed processes left; only under `writing`, where no other one writes."""
-        for path in self.folder.glob(".states-*.tmp"):
-            path.unlink(missing_ok=True)
+        for pattern in (".states-*.tmp", f".{MANIFEST}.*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+TENSOR_PARALLEL = "tensor_parallel"
+_SPREAD = ("auto", TENSOR_PARALLEL)  # devices that are none
+
+
 def capture(
     model: nn.Module,
     tokenizer: Any,
@@ -163,7 +167,8 @@ def load(
         path_or_model: a folder, a Hub id, or a model, which is returned as it is.
         tokenizer: a tokenizer, or the path or id of one; by default the model's own.
         device: for a model given by name; the first GPU, or else the CPU, by default.
-            ``"auto"`` spreads it over all devices (needs accelerate).
+            ``"auto"`` spreads it over all devices (needs accelerate), ``"tensor_parallel"`` over
+            the processes of `torch.distributed`, by transformers' plan for it.
         dtype: for a model given by name; by default the type its checkpoint is stored in.
         revision: Hub branch, tag or commit, for a model given by name.
 
@@ -187,8 +192,27 @@ def load(
     options = {"revision": revision, _dtype_option(): floating(dtype, "auto")}
     if device == "auto":
         options["device_map"] = "auto"
+    elif device == TENSOR_PARALLEL:
+        options |= _tensor_parallel()
     model = _from_pretrained("AutoModelForCausalLM", "model", path_or_model, **options)
-    return (model if device == "auto" else _placed(model, device)).eval(), tokenizer
+    return (model if device in _SPREAD else _placed(model, device)).eval(), tokenizer
+
+
+def _tensor_parallel() -> dict[str, Any]:
+    """How the installed transformers is asked for it."""
+    from ._ranks import Ranks
+
+    if Ranks.here().size == 1:
+        raise ValueError(
+            f"device={TENSOR_PARALLEL!r} needs several processes, came one; start them with "
+            "torchrun --nproc-per-node 2 -m expertsteer ..."
+        )
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    except (ImportError, TypeError):  # releases before 5
+        return {"tp_plan": "auto"}
 
 
 def _placed(model: nn.Module, device: str | torch.device) -> nn.Module:
@@ -256,7 +280,7 @@ def _usable_device(device: str | torch.device | None) -> str | torch.device:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if device != "auto":
+        if device not in _SPREAD:
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0]

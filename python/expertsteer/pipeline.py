@@ -141,6 +141,8 @@ class ExpertSteer:
         vectors = self.fit_states(self.expert_, self.target_, ranks)
         if loaded is None:
             return vectors
+        if getattr(loaded[0], "tp_size", None):  # its passes need every process
+            return self.calibrated(vectors, *loaded)
         return ranks.first(lambda: self.calibrated(vectors, *loaded))
 
     def capture_both(

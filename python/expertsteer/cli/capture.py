@@ -28,7 +28,7 @@ def capture(
         str | None, typer.Option(help="Of the states; by default the model's.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="For example cuda; auto spreads the model over all.")
+        str | None, typer.Option(help="For example cuda; auto or tensor_parallel if large.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the model, for example bfloat16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
