@@ -202,7 +202,8 @@ def _tensor_parallel() -> dict[str, Any]:
     """How the installed transformers is asked for it."""
     from ._ranks import Ranks
 
-    if Ranks.here().size == 1:
+    size = Ranks.here().size
+    if size == 1:
         raise ValueError(
             f"device={TENSOR_PARALLEL!r} needs several processes, came one; start them with "
             "torchrun --nproc-per-node 2 -m expertsteer ..."
@@ -210,7 +211,7 @@ def _tensor_parallel() -> dict[str, Any]:
     try:
         from transformers.distributed import DistributedConfig
 
-        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+        return {"distributed_config": DistributedConfig(tp_plan="auto", tp_size=size)}
     except (ImportError, TypeError):  # releases before 5
         return {"tp_plan": "auto"}
 
