@@ -176,7 +176,7 @@ def test_torchrun_killed_and_resumed_by_one_process(tmp_path):
     command += ["-m", "expertsteer", "capture", "--model", tmp_path / "model", "--contrast", path]
     command += ["--out", tmp_path / "out", "--device", "cpu", "--shard-examples", "4"]
     agent = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("out/states-*"))) < 10 and time.monotonic() < deadline:
         time.sleep(0.01)
     workers = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()

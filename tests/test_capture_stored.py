@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import expertsteer as es
 from command import run
@@ -206,6 +207,18 @@ def test_a_full_disk_is_noticed_before_the_start(model, path, tmp_path, monkeypa
     with Seen(model) as seen, pytest.raises(es.ArtifactError, match="its disk has 2.0 KiB left"):
         capture(tmp_path, model, path)
     assert seen.examples == 0
+
+
+def test_a_disk_that_fills_up_loses_nothing(model, path, tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        if metadata["capture"].endswith("/3"):
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr("expertsteer._shards.save_file", full)
+    with pytest.raises(es.ArtifactError, match="states-00003.* No space left .*run the same again"):
+        capture(tmp_path, model, path)
+    assert Shards.open(tmp_path).missing() == [3, 4] and not list(tmp_path.glob(".states*"))
 
 
 @pytest.mark.parametrize(

@@ -133,10 +133,20 @@ class Shards:
         return f"{self.manifest.number}/{shard}"
 
     def write(self, shard: int, states: Tensor, labels: Tensor, keys: Tensor, pairs: Tensor):
-        """``states [L, n, D]`` and three ``[n]`` int64; the name appears when all is on disk."""
+        """``states [L, n, D]`` and three ``[n]`` int64; the name appears when all is on disk.
+
+        Raises:
+            ArtifactError: the disk is full, or the folder cannot be written.
+        """
         tensors = {"states": states, "labels": labels, "keys": keys, "pairs": pairs}
-        with _replacing(self.path(shard), durable=True) as temporary:
-            save_file(tensors, temporary, metadata={"capture": self._mark(shard)})
+        try:
+            with _replacing(self.path(shard), durable=True) as temporary:
+                save_file(tensors, temporary, metadata={"capture": self._mark(shard)})
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"{self.path(shard)} cannot be written: {error}; make room or mend the folder's "
+                "permissions, and run the same again: it goes on from here"
+            ) from error
 
     def missing(self) -> list[int]:
         """The shards that are not there.
