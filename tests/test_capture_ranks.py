@@ -86,6 +86,21 @@ def test_a_capture_killed_at_any_moment_goes_on(alone, tmp_path, when, after):
     assert not list(tmp_path.glob(".states*"))
 
 
+def bad_for_one(folder):
+    """An example that only the second rank reads is longer than the model allows."""
+    texts = [sentence(70 if i == 9 else 4, seed=i) for i in range(16)]
+    examples = es.ContrastSet.from_texts(texts, [i % 2 for i in range(16)])
+    options = {"shard_examples": 8, "progress": False}
+    es.capture_to(folder, build("llama"), tiny_tokenizer(), examples, **options)
+
+
+def test_an_error_of_one_rank_ends_the_others_with_a_reason(tmp_path):
+    first, second = ranks.run(2, bad_for_one, tmp_path)
+    assert isinstance(second, ValueError) and "example 9 has 71 tokens" in str(second)
+    assert isinstance(first, OSError) and "another process of this run" in str(first)
+    assert Shards.open(tmp_path).missing() == [1]
+
+
 def refused(folder):
     try:
         capture(folder, position="mean")

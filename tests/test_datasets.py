@@ -108,6 +108,8 @@ def test_columns_may_have_other_names(tmp_path):
     assert [e.text for e in contrast] == ["one", "two"]
     with pytest.raises(es.ContrastSetError, match=r"prompt=nowhere not there; it has q, chosen"):
         es.ContrastSet.from_file(parquet(tmp_path, pair), {"prompt": "nowhere"})
+    with pytest.raises(es.ContrastSetError, match=r"none of its columns \(q, chosen, rejected\)"):
+        es.ContrastSet.from_file(tmp_path / "contrast.parquet")
     with pytest.raises(es.ContrastSetError, match="'question' is no field of a row; fields are"):
         es.ContrastSet.from_file(tmp_path / "contrast.parquet", {"question": "q"})
 

@@ -53,7 +53,8 @@ class Ranks:
             except (ValueError, OSError) as error:
                 result = None, error
         box = [result]
-        distributed.broadcast_object_list(box, src=0)
+        with _talking():
+            distributed.broadcast_object_list(box, src=0)
         value, error = box[0]
         if error is not None:
             error.shown_elsewhere = self.rank != 0
@@ -65,13 +66,27 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value)
+        with _talking():
+            distributed.all_gather_object(values, value)
         return values
 
     def wait(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
-            distributed.barrier()
+            with _talking():
+                distributed.barrier()
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """A process that ends with an error of its own breaks the connections of the others."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            "another process of this run ended, its own message says why; what was written stays, "
+            "and the same command goes on from there"
+        ) from error
 
 
 @contextmanager

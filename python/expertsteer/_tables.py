@@ -97,6 +97,12 @@ def _require_columns(source: str, names: Iterable[str], columns: Mapping[str, st
         raise ContrastSetError(
             f"{source}: columns {', '.join(missing)} not there; it has {', '.join(names)}"
         )
+    if not {columns.get(field, field) for field in FIELDS} & set(names):
+        raise ContrastSetError(
+            f"{source}: none of its columns ({', '.join(names)}) is a field of a row; name those "
+            f"that stand for one of {', '.join(FIELDS)}, such as columns={{'positive': 'chosen'}} "
+            "or --columns positive=chosen"
+        )
 
 
 def _tabular(row: Any, columns: Mapping[str, str]) -> Any:

@@ -240,10 +240,11 @@ def _plan(shards: Shards, missing: list[int], copies: int) -> str:
     # Twice a shard: its states, and the bytes that are written.
     held = 2 * _bytes_of(shards.manifest, min(examples, shards.manifest.shard_examples))
     free = shutil.disk_usage(shards.folder).free
+    models = f"{copies} copies" if copies > 1 else "1 copy"
     return (
         f"capture: {examples:,} examples x {layers} layers x {width} in {shards.manifest.dtype}: "
         f"{_size(_bytes_of(shards.manifest, examples))} on disk ({_size(free)} free) in "
-        f"{shards.manifest.shards:,} shards{begun}; {copies} cop{'ies' if copies > 1 else 'y'} of "
+        f"{shards.manifest.shards:,} shard(s){begun}; {models} of "
         f"the model, each beside at most {_size(held)} of states in memory"
     )
 

@@ -88,6 +88,6 @@ def _show(stored, out: Path, as_json: bool) -> None:
         )
         return
     typer.echo(
-        f"{out}: {examples:,} examples x {count} layers x {width}, {len(stored.paths)} shards; "
+        f"{out}: {examples:,} examples x {count} layers x {width}, {len(stored.paths)} shard(s); "
         f"expertsteer.HiddenStates.open({str(out)!r}) reads them"
     )
