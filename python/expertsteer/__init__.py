@@ -29,6 +29,7 @@ _PUBLIC = {
     "ArtifactError": "_files",
     "ContrastSet": "contrast",
     "ContrastSetError": "contrast",
+    "ContrastStream": "streams",
     "SteeringVectors": "vectors",
     "Calibration": "calibrate",
     "Comparison": "comparison",
@@ -42,9 +43,11 @@ _PUBLIC = {
     "TaskError": "tasks",
     "load_task": "tasks",
     "capture": "models",
+    "capture_to": "capturing",
     "mutual_information": "information",
     "pair_layers": "pair",
     "RFM": "rfm",
+    "fit_concepts": "concepts",
     "fit_vectors": "fit",
     "Gate": "_bank",
     "Steering": "steer",
@@ -60,6 +63,7 @@ __all__ = [
     "Comparison",
     "ContrastSet",
     "ContrastSetError",
+    "ContrastStream",
     "Evaluation",
     "ExpertSteer",
     "Gate",
@@ -81,8 +85,10 @@ __all__ = [
     "attach",
     "calibrate",
     "capture",
+    "capture_to",
     "compare",
     "evaluate",
+    "fit_concepts",
     "fit_vectors",
     "health",
     "load_task",
@@ -113,7 +119,9 @@ if TYPE_CHECKING:
     from ._files import ArtifactError
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
     from .calibrate import Calibration
+    from .capturing import capture_to
     from .comparison import Comparison
+    from .concepts import fit_concepts
     from .contrast import ContrastSet, ContrastSetError
     from .controls import compare
     from .evaluation import Evaluation
@@ -126,5 +134,6 @@ if TYPE_CHECKING:
     from .rfm import RFM
     from .steer import Steering, attach
     from .stored import StoredStates
+    from .streams import ContrastStream
     from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task
     from .vectors import SteeringVectors

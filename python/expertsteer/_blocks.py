@@ -29,10 +29,14 @@ class BlockReader:
         dtype: torch.dtype,
         kept: Sequence[int] | None,
         examples: int,
+        first: int = 0,
     ):
-        """Prepare to read ``layers``; ``kept`` holds a token index per example, ``None`` = mean."""
+        """Prepare to read ``layers``; ``kept`` holds a token index per example, ``None`` = mean.
+
+        ``first`` is the number of the first example, for errors.
+        """
         self._decoder, self._layers, self._dtype = decoder, layers, dtype
-        self._kept, self._examples = kept, examples
+        self._kept, self._examples, self._first = kept, examples, first
         self._found: dict[int, Tensor] = {}
         self.states: Tensor | None = None
 
@@ -53,6 +57,7 @@ class BlockReader:
     def reading(self, batch: Sequence[int], mask: Tensor) -> Iterator[None]:
         """Read one forward pass over the examples ``batch`` with attention mask ``[B, T]``."""
         self._found.clear()
+        self._copies: dict[Any, Tensor] = {}
         self._mask = mask
         self._tokens = None if self._kept is None else torch.tensor([self._kept[i] for i in batch])
         yield
@@ -61,6 +66,8 @@ class BlockReader:
     def _hook(self, layer: int):
         def keep(module: Any, args: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, (tuple, list)) else output
+            if hasattr(hidden, "full_tensor"):  # a DTensor, spread along tokens or width
+                hidden = hidden.full_tensor()
             shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
             if not isinstance(hidden, Tensor) or shape[:-1] != tuple(self._mask.shape):
                 raise ValueError(
@@ -81,12 +88,18 @@ class BlockReader:
         """From ``[B, T, D]`` to ``[B, D]``, always a copy."""
         if self._tokens is not None:
             rows = torch.arange(hidden.shape[0], device=hidden.device)
-            return hidden[rows, self._tokens.to(hidden.device)]
-        mask = self._mask.to(hidden.device)
+            return hidden[rows, self._beside(hidden, self._tokens)]
+        mask = self._beside(hidden, self._mask)
         # Half precision would lose the sum; padding must not count even where it is not finite.
         wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         total = wide.masked_fill(mask.unsqueeze(-1) == 0, 0.0).sum(dim=1)
         return total / mask.sum(dim=1, keepdim=True)
+
+    def _beside(self, hidden: Tensor, given: Tensor) -> Tensor:
+        """What the whole batch shares, copied once to each device that has layers."""
+        if hidden.device not in self._copies:
+            self._copies[hidden.device] = given.to(hidden.device)
+        return self._copies[hidden.device]
 
     def _store(self, batch: Sequence[int]) -> None:
         silent = [layer for layer in self._layers if layer not in self._found]
@@ -114,8 +127,9 @@ class BlockReader:
         finite = torch.isfinite(state)  # [B, D]
         if not finite.all():
             row = int((~finite).any(dim=1).nonzero()[0])
+            example = self._first + batch[row]
             raise ValueError(
-                f"layer {layer} gives example {batch[row]} a state that is not finite "
+                f"layer {layer} gives example {example} a state that is not finite "
                 f"({int((~finite[row]).sum())} of {state.shape[1]} entries are NaN or infinite in "
                 f"{state.dtype}); load the model in float32 or bfloat16, or drop the example"
             )

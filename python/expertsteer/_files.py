@@ -84,15 +84,21 @@ def checked_artifact(folder: str | os.PathLike, kind: str) -> tuple[Path, dict[s
     for path in (header_path, tensor_path):
         if not path.is_file():
             raise ArtifactError(f"folder {str(folder)!r} holds no {kind}: {path.name} is missing")
-    try:
-        header = json.loads(header_path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{header_path} is not readable json: {error}") from error
-    _require_kind(header, kind, header_path)
+    header = read_json(header_path, kind)
     if _sha256(tensor_path) != header.get("sha256"):
         header = _embedded_header(tensor_path)
-        _require_kind(header, kind, tensor_path)
+        require_kind(header, kind, tensor_path)
     return tensor_path, header
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """The json of an artefact; raises `ArtifactError` for a damaged one or another kind."""
+    try:
+        header = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not readable json: {error}") from error
+    require_kind(header, kind, path)
+    return header
 
 
 @contextmanager
@@ -129,7 +135,7 @@ def _embedded_header(tensor_path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _require_kind(header: Any, kind: str, path: Path) -> None:
+def require_kind(header: Any, kind: str, path: Path) -> None:
     found = header.get("format") if isinstance(header, dict) else type(header).__name__
     if found != f"expertsteer.{kind}":
         raise ArtifactError(f"{path} has format {found!r}, expected 'expertsteer.{kind}'")
@@ -149,8 +155,12 @@ def _sha256(path: str | os.PathLike) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling of ``path``, renamed over it on success and removed on failure."""
+def _replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary sibling of ``path``, renamed over it on success and removed on failure.
+
+    ``durable``: its contents reach the disk before its name does, so that a machine that stops
+    leaves no named file without contents.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
@@ -160,6 +170,9 @@ def _replacing(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        if durable:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

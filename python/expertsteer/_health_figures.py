@@ -101,7 +101,9 @@ def unseen_alignment(
     the target's variance that the code explains at its best length: a direction has no length, so
     an expert with larger states is no worse.
     """
-    fitted = align(expert.take(train), target.take(train), pairing=pairs, **alignment.settings)
+    some = [sorted(set(side)) for side in zip(*pairs)]  # the states may lie on disk
+    taken = [side.take(train, layers) for side, layers in zip((expert, target), some)]
+    fitted = align(*taken, pairing=pairs, **alignment.settings)
     found = []
     for row, (expert_layer, target_layer) in enumerate(pairs):
         h, t = expert.layer(expert_layer), target.layer(target_layer)

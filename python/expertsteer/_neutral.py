@@ -53,10 +53,10 @@ def neutral_texts(
         ValueError: no texts, texts without a tokenizer, none long enough, token ids that the model
             does not embed.
     """
-    from .models import _longest, _vocabulary
+    from ._reader import embedded, longest
 
     rows = _token_rows(texts, tokenizer)
-    limit = min((n for n in (max_length, _longest(model)) if n is not None), default=None)
+    limit = min((n for n in (max_length, longest(model)) if n is not None), default=None)
     if max_length is not None and (type(max_length) is not int or max_length < least):
         raise ValueError(
             f"max_length must be a whole number of at least {least} tokens, came {max_length!r}"
@@ -67,7 +67,7 @@ def neutral_texts(
             f"texts: none of the {len(rows)} has the {least} token(s) the measure needs; give "
             "longer texts"
         )
-    vocabulary, largest = _vocabulary(model), max(map(max, kept))
+    vocabulary, largest = embedded(model), max(map(max, kept))
     if min(map(min, kept)) < 0 or (vocabulary is not None and largest >= vocabulary):
         raise ValueError(
             f"texts: token ids reach from {min(map(min, kept))} to {largest}, the model embeds "
@@ -116,14 +116,14 @@ class Divergence:
     def __init__(
         self, model: nn.Module, texts: NeutralTexts, measure: str, groups: int, batch_size: int
     ):
-        from .models import _vocabulary
+        from ._reader import embedded
 
         self.model, self.texts, self.measure = model, texts, measure
         self.passes = self.sweeps = 0
         lengths = list(map(len, texts.rows))
         self.batches = length_batches(lengths, max(1, batch_size // (groups + 1)))
         self.reference: list[list[Tensor]] | None = None  # per batch, per text
-        vocabulary = _vocabulary(model)
+        vocabulary = embedded(model)
         self.keeps = vocabulary is not None and texts.tokens * vocabulary * 8 <= _KEPT_BYTES
 
     @property

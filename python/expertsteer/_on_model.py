@@ -144,9 +144,9 @@ class TaskOnModel:
 
 
 def _limit(model: nn.Module, max_length: int | None) -> int | None:
-    from .models import _longest
+    from ._reader import longest
 
     if max_length is not None and (type(max_length) is not int or max_length < 2):
         raise TaskError(f"max_length must be a whole number of at least 2, came {max_length!r}")
-    known: Sequence[int] = [n for n in (max_length, _longest(model)) if n is not None]
+    known: Sequence[int] = [n for n in (max_length, longest(model)) if n is not None]
     return min(known, default=None)

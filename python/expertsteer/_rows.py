@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 Content = str | tuple[dict[str, str], ...]
 
 _LISTED = 20
-_FORMS = '{"text", "label"} or {"prompt", "positive", "negative"}'
+_FORMS = '{"text", "label"}, {"messages", "label"} or {"prompt", "positive", "negative"}'
 
 
 class Record(NamedTuple):
@@ -46,11 +46,16 @@ class _Malformed(Exception):
 
 
 def collect(source: str, rows: Iterable[tuple[str, Any]]) -> list[Record]:
-    """Parse ``(where, row)`` items; raise one `ContrastSetError` naming every malformed row.
+    """`parse_all` as a list."""
+    return list(parse_all(source, rows))
 
-    A row that is an exception stands for one that could not be read at all.
+
+def parse_all(source: str, rows: Iterable[tuple[str, Any]]) -> Iterator[Record]:
+    """Parse ``(where, row)`` items; at the end raise one `ContrastSetError` for malformed rows.
+
+    A row that is an exception stands for one that could not be read at all. After the first
+    malformed row nothing more is given, only looked at.
     """
-    records: list[Record] = []
     problems: list[tuple[str, str]] = []
     count = 0
     for where, row in rows:
@@ -58,12 +63,40 @@ def collect(source: str, rows: Iterable[tuple[str, Any]]) -> list[Record]:
         try:
             if isinstance(row, Exception):
                 raise row
-            records.extend(_parse(row, where))
+            parsed = _parse(row, where)
         except _Malformed as reason:
             problems.append((where, str(reason)))
+            continue
+        if not problems:
+            yield from parsed
     if problems:
         raise ContrastSetError(f"{source}: {len(problems)} of {count} rows malformed", problems)
-    return records
+
+
+class PairNumbers:
+    """Numbers from 0 for pairs in the order they are met; ``None`` for examples that stand alone.
+
+    Only pairs that a file names itself are remembered: the sides of one row follow each other.
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[Any, int] = {}
+        self._row: tuple[Any, int] = (None, -1)
+        self._next = 0
+
+    def __call__(self, group: Any) -> int | None:
+        if group is None:
+            return None
+        if group == self._row[0]:
+            return self._row[1]
+        if group in self._given:
+            return self._given[group]
+        number, self._next = self._next, self._next + 1
+        if group[0] == "given":
+            self._given[group] = number
+        else:
+            self._row = (group, number)
+        return number
 
 
 def json_lines(stream: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
@@ -112,6 +145,8 @@ def pair_row(pair: Any) -> Any:
 def _parse(row: Any, where: str) -> list[Record]:
     if not isinstance(row, Mapping):
         raise _Malformed(f"expected an object, came {_short(row)}")
+    if "messages" in row and "text" not in row:
+        row = {"text" if name == "messages" else name: value for name, value in row.items()}
     paired = {"prompt", "positive", "negative"} & row.keys()
     single = {"text", "label"} & row.keys()
     if bool(paired) == bool(single):

@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contrast import ContrastSet, Example
+from ._examples import Example
 
 
 def token_ids(
-    tokenizer: Any, contrast: ContrastSet, max_length: int | None = None
-) -> list[list[int]]:
-    """Token ids of every example, unpadded, special tokens included.
+    tokenizer: Any, contrast: Sequence[Example], max_length: int | None = None, first: int = 0
+) -> tuple[list[list[int]], int]:
+    """Token ids of every example, unpadded, special tokens included, and how many were cut.
 
     Chat messages go through the tokenizer's chat template; when the last message is not the
     assistant's, the template's opening of the assistant's turn follows it.
 
     Args:
-        max_length: cut longer examples to so many tokens, on the tokenizer's truncation side,
-            and warn how many were cut; ``None`` never cuts.
+        max_length: cut longer examples to so many tokens, on the tokenizer's truncation side;
+            ``None`` never cuts.
+        first: the number of the first example, for errors.
 
     Raises:
         ValueError: an example without tokens, messages without a usable chat template.
@@ -35,7 +36,9 @@ def token_ids(
         chosen = [i for i, example in enumerate(contrast) if isinstance(example.text, str) != chat]
         # The template writes its special tokens itself.
         options = {"padding": False, "add_special_tokens": not chat}
-        texts = [_rendered(tokenizer, i, contrast[i]) if chat else contrast[i].text for i in chosen]
+        texts = [contrast[i].text for i in chosen]
+        if chat:
+            texts = [_rendered(tokenizer, first + i, contrast[i]) for i in chosen]
         for i, row in zip(chosen, _encoded(tokenizer, texts, truncation=False, **options)):
             rows[i] = row
         if max_length is not None:
@@ -44,18 +47,22 @@ def token_ids(
             for j, row in zip(long, _encoded(tokenizer, [texts[j] for j in long], **options)):
                 rows[chosen[j]] = row
             cut += len(long)
-    if cut:
-        warnings.warn(
-            f"max_length={max_length} cut {cut} of {len(rows)} examples; the rest is not seen",
-            stacklevel=3,
-        )
     empty = [i for i, row in enumerate(rows) if not row]
     if empty:
         raise ValueError(
-            f"contrast: example {empty[0]} has no tokens under this tokenizer (and "
+            f"contrast: example {first + empty[0]} has no tokens under this tokenizer (and "
             f"{len(empty)} in all): {_short(contrast[empty[0]].text)}; drop or rewrite it"
         )
-    return rows
+    return rows, cut
+
+
+def warn_of_cut(cut: int, examples: int, max_length: int | None, stacklevel: int) -> None:
+    """Say how many examples were cut, if any; ``stacklevel`` as in `warnings.warn`."""
+    if cut:
+        warnings.warn(
+            f"max_length={max_length} cut {cut} of {examples} examples; the rest is not seen",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def _encoded(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
@@ -85,15 +92,19 @@ def _rendered(tokenizer: Any, index: int, example: Example) -> str:
 
 
 def require_fitting(
-    rows: Sequence[Sequence[int]], vocabulary: int | None, positions: int | None
+    rows: Sequence[Sequence[int]],
+    vocabulary: int | None,
+    positions: int | None,
+    first: int = 0,
 ) -> None:
     """Raise ``ValueError`` for token ids or lengths that the model has no embedding for.
 
     Args:
         vocabulary: rows of the model's token embedding, ``None`` where unknown.
         positions: the longest sequence the model's configuration allows, ``None`` for any.
+        first: the number of the first example, for errors.
     """
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows, first):
         if vocabulary is not None and max(row) >= vocabulary:
             raise ValueError(
                 f"tokenizer gives token id {max(row)} for example {i}, the model embeds "
@@ -107,25 +118,30 @@ def require_fitting(
             )
 
 
-def kept_tokens(lengths: Sequence[int], position: str | int) -> list[int] | None:
+def kept_tokens(lengths: Sequence[int], position: str | int, first: int = 0) -> list[int] | None:
     """The index of the token to keep per example, ``None`` for the mean over all of them.
 
     Raises:
         ValueError: another position than ``"last"``, ``"mean"`` or an integer, or an index that
             an example is too short for.
     """
+    require_position(position)
     if position == "mean":
         return None
     index = -1 if position == "last" else position
-    if not isinstance(index, int) or isinstance(index, bool):
-        raise ValueError(f"position must be 'last', 'mean' or an integer, came {position!r}")
-    for i, length in enumerate(lengths):
+    for i, length in enumerate(lengths, first):
         if not -length <= index < length:
             raise ValueError(
                 f"position {index} is out of range for example {i}, which has {length} tokens "
                 f"({-length}..{length - 1}); choose another position or drop the example"
             )
     return [index if index >= 0 else length + index for length in lengths]
+
+
+def require_position(position: str | int) -> None:
+    named = position in ("last", "mean")
+    if not named and (not isinstance(position, int) or isinstance(position, bool)):
+        raise ValueError(f"position must be 'last', 'mean' or an integer, came {position!r}")
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,13 @@ from torch import Tensor
 from ._progress import progress
 from ._subspace import nearest_isometry, principal_axes
 from .artifacts import Alignment, HiddenStates, LayerPairing, require_same_examples
+from .stored import StoredStates
 
 METHODS = ("autoencoder", "ridge", "identity")
 SOLVERS = ("closed_form", "adam")
 ROTATIONS = ("procrustes", "none")
+
+Captured = HiddenStates | StoredStates
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class AffineMap:
 
 
 def align(
-    expert: HiddenStates,
-    target: HiddenStates,
+    expert: Captured,
+    target: Captured,
     method: str = "autoencoder",
     *,
     solver: str = "closed_form",
@@ -73,7 +76,8 @@ def align(
     """Fit the maps from expert layers into the target's space.
 
     Args:
-        expert, target: captures over one contrast set, ``[L_E, N, d_E]`` and ``[L_T, N, d_T]``.
+        expert, target: captures over one contrast set, ``[L_E, N, d_E]`` and ``[L_T, N, d_T]``,
+            in memory or on disk (`StoredStates`).
         method: ``"autoencoder"`` (the paper), ``"ridge"`` (affine least squares onto the target's
             states) or ``"identity"`` (equal widths and shared ancestry; fits nothing).
         solver: of the auto-encoder: ``"closed_form"`` (principal subspace) or ``"adam"``.
@@ -94,8 +98,8 @@ def align(
     _require_choice("solver", solver, SOLVERS)
     _require_choice("rotation", rotation, ROTATIONS)
     require_same_examples(expert, target)
-    if len(expert) < 2:
-        raise ValueError(f"alignment needs at least 2 examples, came {len(expert)}")
+    if len(expert.labels) < 2:
+        raise ValueError(f"alignment needs at least 2 examples, came {len(expert.labels)}")
     if method == "identity" and expert.width != target.width:
         raise ValueError(
             f"method='identity' needs equal widths, came {expert.width} (expert) and "
@@ -118,8 +122,8 @@ def align(
 
 def align_pairs(
     alignment: Alignment,
-    expert: HiddenStates,
-    target: HiddenStates,
+    expert: Captured,
+    target: Captured,
     pairs: Iterable[tuple[int, int]],
 ) -> Alignment:
     """The same kind of alignment with exactly the given (expert, target) rows.
@@ -169,19 +173,19 @@ def _require_positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive and finite, came {value}")
 
 
-def _default_pairs(expert: HiddenStates, target: HiddenStates) -> list[tuple[int, int]]:
+def _default_pairs(expert: Captured, target: Captured) -> list[tuple[int, int]]:
     """Every captured expert layer with the captured target layer at the same relative depth."""
     last_e, last_t = max(len(expert.layers) - 1, 1), len(target.layers) - 1
     return [(e, target.layers[round(i * last_t / last_e)]) for i, e in enumerate(expert.layers)]
 
 
 def _fit(
-    expert: HiddenStates,
-    target: HiddenStates,
+    expert: Captured,
+    target: Captured,
     pairs: list[tuple[int, int]],
     settings: dict[str, Any],
 ) -> Alignment:
-    double = torch.float64 in (expert.states.dtype, target.states.dtype)
+    double = torch.float64 in (expert.dtype, target.dtype)
     dtype = torch.float64 if double else torch.float32
     encoders: dict[int, AffineMap] = {}  # an expert layer's auto-encoder serves all its pairs
     maps, errors, explained = [], [], []

@@ -14,7 +14,7 @@ from ._files import parsing, read_artifact, write_artifact
 from .pairing import LayerPair as LayerPair
 from .pairing import LayerPairing as LayerPairing
 from .pairing import MutualInformation as MutualInformation
-from .stored import StoredStates, open_states
+from .stored import StoredStates, open_states, row_indices
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
@@ -92,6 +92,10 @@ class HiddenStates:
     def width(self) -> int:
         return self.states.shape[2]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.states.dtype
+
     def __len__(self) -> int:
         return self.states.shape[1]
 
@@ -105,14 +109,24 @@ class HiddenStates:
         """Median Euclidean norm of the states of decoder layer ``index``."""
         return float(self.layer(index).float().norm(dim=-1).median())
 
-    def take(self, rows: Sequence[int] | Tensor) -> HiddenStates:
-        """The same capture restricted to some examples: row indices in order, or a bool mask."""
-        rows = _row_indices(rows, len(self)).to(self.states.device)
+    def take(
+        self, rows: Sequence[int] | Tensor, layers: Sequence[int] | None = None
+    ) -> HiddenStates:
+        """The same capture restricted to some examples: row indices in order, or a bool mask.
+
+        ``layers`` restricts it to some decoder layers too, by their indices in increasing order.
+        """
+        rows = row_indices(rows, len(self)).to(self.states.device)
+        if layers is None:
+            states = self.states[:, rows]
+        else:
+            states = torch.stack([self.layer(index)[rows] for index in layers])
         kept = {
             name: None if getattr(self, name) is None else getattr(self, name)[rows]
             for name in ("keys", "pairs")
         }
-        return replace(self, states=self.states[:, rows], labels=self.labels[rows], **kept)
+        layers = self.layers if layers is None else tuple(layers)
+        return replace(self, states=states, labels=self.labels[rows], layers=layers, **kept)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         tensors = {"states": self.states, "labels": self.labels}
@@ -130,32 +144,17 @@ class HiddenStates:
 
     @staticmethod
     def open(folder: str | os.PathLike) -> StoredStates:
-        """The same file with its layers left on disk, each read when it is asked for."""
+        """What `save_pretrained` or `capture_to` wrote, its layers left on disk until asked for."""
         return open_states(folder)
 
 
-def _row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:
-    rows = torch.as_tensor(rows)
-    if rows.dtype == torch.bool and rows.shape == (count,):
-        rows = rows.nonzero().flatten()
-    not_whole = rows.numel() > 0 and (rows.dtype == torch.bool or rows.is_floating_point())
-    if rows.ndim != 1 or not_whole:
-        raise ValueError(
-            f"rows must be indices or a mask of {count} bools, came shape {tuple(rows.shape)} of "
-            f"{rows.dtype}"
-        )
-    rows = rows.to(torch.int64)
-    outside = rows[(rows < -count) | (rows >= count)]
-    if outside.numel():
-        raise ValueError(f"rows: {int(outside[0])} is out of range for {count} examples")
-    return rows
-
-
-def require_same_examples(expert: HiddenStates, target: HiddenStates) -> None:
+def require_same_examples(
+    expert: HiddenStates | StoredStates, target: HiddenStates | StoredStates
+) -> None:
     """Raise ``ValueError`` unless both captures hold the same examples in the same order."""
-    if len(expert) != len(target):
+    if len(expert.labels) != len(target.labels):
         raise ValueError(
-            f"expert holds {len(expert)} examples and target {len(target)}; "
+            f"expert holds {len(expert.labels)} examples and target {len(target.labels)}; "
             "capture both models over the same contrast set"
         )
     differ = expert.labels != target.labels

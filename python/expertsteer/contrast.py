@@ -6,47 +6,22 @@ transformers.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import operator
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from . import _rows
+from ._examples import Digest, Example, numbered
 from ._rows import Content, ContrastSetError
 
 __all__ = ["ContrastSet", "ContrastSetError", "Example"]
 
 _PARTS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One labelled text.
-
-    Attributes:
-        text: a string, or a tuple of chat messages ``{"role", "content"}``.
-        label: 1 for the behaviour to steer towards, 0 for its opposite.
-        pair: examples of one set with the same number are two sides of one prompt; ``None``
-            stands alone.
-    """
-
-    text: Content
-    label: int
-    pair: int | None = None
-
-    @property
-    def key(self) -> int:
-        """A signed 64-bit fingerprint of text and label, equal in every process."""
-        # JSON tells a string from messages and never depends on hash randomisation.
-        document = json.dumps([self.text, self.label], sort_keys=True).encode("ascii")
-        digest = hashlib.blake2b(document, digest_size=8).digest()
-        return int.from_bytes(digest, "big", signed=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +70,41 @@ class ContrastSet(Sequence[Example]):
             raise ContrastSetError(f"{path}: {error}") from None
 
     @classmethod
+    def from_file(
+        cls, path: str | os.PathLike, columns: Mapping[str, str] | None = None
+    ) -> ContrastSet:
+        """Read a jsonl or parquet file, whichever its name says (``.jsonl``, ``.parquet``).
+
+        Rows are those of `from_jsonl`, or ``{"messages", "label"}`` with chat messages. In
+        parquet an empty cell stands for a column that the row does not have, and ``prompt`` may
+        be left out.
+
+        Args:
+            columns: what the file calls them, such as ``{"positive": "chosen", "negative":
+                "rejected"}``.
+
+        Raises:
+            ContrastSetError: no such file, another kind of file, a column that is not there, or
+                malformed rows, each with its place and reason.
+        """
+        from .streams import ContrastStream
+
+        return ContrastStream.from_file(path, columns).read()
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: Iterable[Mapping[str, Any]], columns: Mapping[str, str] | None = None
+    ) -> ContrastSet:
+        """Read a `datasets.Dataset`, an `IterableDataset` or any rows by name; see `from_file`.
+
+        Raises:
+            ContrastSetError: malformed rows, each named by its index (from 0).
+        """
+        from .streams import ContrastStream
+
+        return ContrastStream.from_dataset(dataset, columns).read()
+
+    @classmethod
     def from_pairs(cls, pairs: Iterable[Any]) -> ContrastSet:
         """Make two examples of each pair: the positive side (label 1), then the negative (0).
 
@@ -140,12 +150,8 @@ class ContrastSet(Sequence[Example]):
 
     @classmethod
     def _from_records(cls, records: Sequence[_rows.Record]) -> ContrastSet:
-        numbers: dict[Any, int] = {}
-        examples = []
-        for content, label, group in records:
-            pair = None if group is None else numbers.setdefault(group, len(numbers))
-            examples.append(Example(content, label, pair))
-        return cls(tuple(examples))
+        numbers = _rows.PairNumbers()
+        return cls(tuple(Example(text, label, numbers(group)) for text, label, group in records))
 
     @classmethod
     def _subset(cls, examples: Sequence[Example]) -> ContrastSet:
@@ -171,6 +177,18 @@ class ContrastSet(Sequence[Example]):
     def keys(self) -> tuple[int, ...]:
         """One signed 64-bit fingerprint of text and label per example, equal in every process."""
         return tuple(example.key for example in self.examples)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over texts, labels and pairs in order: equal for equal sets, from any file."""
+        digest = Digest()
+        for example in self.numbered():
+            digest.add(example)
+        return str(digest)
+
+    def numbered(self) -> Iterator[Example]:
+        """The examples with their pairs numbered from 0 in the order they are met."""
+        return numbered(self.examples)
 
     def __len__(self) -> int:
         return len(self.examples)

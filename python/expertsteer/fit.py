@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .align import align_pairs
-from .artifacts import Alignment, HiddenStates, LayerPairing, require_same_examples
+from .align import Captured, align_pairs
+from .artifacts import Alignment, LayerPairing, require_same_examples
 from .rfm import RFM, auc
 from .vectors import SteeringVectors, package_versions
 
@@ -17,8 +17,8 @@ LEAST_PER_CLASS = 4
 
 
 def fit_vectors(
-    expert: HiddenStates,
-    target: HiddenStates,
+    expert: Captured,
+    target: Captured,
     alignment: Alignment,
     pairing: LayerPairing,
     method: str = "rfm",
@@ -71,7 +71,7 @@ def fit_vectors(
         "alignment": aligned.settings,
         "method": method,
         "settings": (rfm or RFM()).settings if method == "rfm" else {},
-        "examples": {"count": len(target), "positive": int(target.labels.sum())},
+        "examples": {"count": len(target.labels), "positive": int(target.labels.sum())},
         "position": target.position,
         "figures": figures | _alignment_figures(aligned),
         "versions": package_versions(),
@@ -89,7 +89,7 @@ def _require_classes(labels: Tensor) -> None:
         )
 
 
-def _require_row_labels(pairing: LayerPairing, expert: HiddenStates, target: HiddenStates) -> None:
+def _require_row_labels(pairing: LayerPairing, expert: Captured, target: Captured) -> None:
     """Refuse a pairing whose layer numbers do not fit the rows and columns it was chosen from."""
     if pairing.matrix is None:
         return
@@ -120,13 +120,13 @@ def _split(labels: Tensor, pairs: Tensor | None, share: float, seed: int) -> tup
         ValueError: fewer than two rows of a label would be left on one of the sides.
     """
     units: dict[Any, list[int]] = {}
-    for row in range(len(labels)):
-        pair = -1 if pairs is None else int(pairs[row])
+    label_of = labels.tolist()
+    for row, pair in enumerate([-1] * len(labels) if pairs is None else pairs.tolist()):
         units.setdefault(("row", row) if pair < 0 else ("pair", pair), []).append(row)
     # Units with the same labels are drawn together, which stratifies whatever they consist of.
     strata: dict[tuple[int, ...], list[list[int]]] = {}
     for rows in units.values():
-        strata.setdefault(tuple(sorted(labels[rows].tolist())), []).append(rows)
+        strata.setdefault(tuple(sorted(label_of[row] for row in rows)), []).append(rows)
     generator = torch.Generator().manual_seed(seed)
     held: list[int] = []
     for _, members in sorted(strata.items()):

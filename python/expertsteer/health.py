@@ -213,7 +213,7 @@ def health(
         for pair, kept, told, new in zip(pairs, known, read, measured)
     )
     counts = {
-        "examples": len(target),
+        "examples": len(target.labels),
         "positive": int(target.labels.sum()),
         "expert_width": expert.width,
         "target_width": target.width,

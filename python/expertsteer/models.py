@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ._blocks import BlockReader
 from ._decoder import (
     DecoderLayers,
     DecoderNotFoundError,
@@ -24,8 +22,9 @@ from ._decoder import (
     text_config,
     uncompiled,
 )
-from ._forward import evaluating, run_layers, token_embedding
-from ._tokens import kept_tokens, length_batches, padded, require_fitting, token_ids
+from ._forward import token_embedding
+from ._reader import Reader, floating, model_dtype
+from ._tokens import warn_of_cut
 from .artifacts import HiddenStates
 from .contrast import ContrastSet
 
@@ -38,6 +37,10 @@ __all__ = [
     "hidden_size",
     "load",
 ]
+
+
+TENSOR_PARALLEL = "tensor_parallel"
+_SPREAD = ("auto", TENSOR_PARALLEL)  # devices that are none
 
 
 def capture(
@@ -82,32 +85,30 @@ def capture(
     """
     if not isinstance(contrast, ContrastSet):
         raise ValueError(f"contrast must be a ContrastSet, came {type(contrast).__name__}")
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer, came {batch_size!r}")
-    model = uncompiled(model)
-    found = find_decoder(model, decoder_layers)
-    chosen = _layer_indices(layers, len(found))
-    rows = token_ids(tokenizer, contrast, max_length)
-    require_fitting(rows, _vocabulary(model), _longest(model))
-    lengths = [len(row) for row in rows]
-    kept = kept_tokens(lengths, position)
-    reader = BlockReader(found, chosen, _floating(dtype, _model_dtype(model)), kept, len(rows))
-    bar = tqdm(total=len(rows), desc="capture", unit="example", delay=2, leave=False,
+    reader = Reader(
+        model,
+        tokenizer,
+        layers=layers,
+        position=position,
+        batch_size=batch_size,
+        dtype=dtype,
+        max_length=max_length,
+        decoder_layers=decoder_layers,
+    )
+    tokens, cut = reader.tokens(contrast)
+    warn_of_cut(cut, len(contrast), max_length, stacklevel=2)
+    bar = tqdm(total=len(contrast), desc="capture", unit="example", delay=2, leave=False,
                disable=not progress)  # fmt: skip
-    with bar, torch.no_grad(), evaluating(model), reader.installed():
-        for batch in length_batches(lengths, batch_size):
-            ids, mask = padded([rows[i] for i in batch])
-            with reader.reading(batch, mask):
-                run_layers(model, found, ids, mask)
-            bar.update(len(batch))
+    with bar:
+        states = reader.states(tokens, on_batch=bar.update)
     return HiddenStates(
-        states=reader.states,
+        states=states,
         labels=torch.tensor(contrast.labels, dtype=torch.int64),
-        layers=chosen,
+        layers=reader.layers,
         keys=torch.tensor(contrast.keys, dtype=torch.int64),
         pairs=_pair_numbers(contrast.pairs),
         position=position,
-        model=describe(model, decoder_layers) | {"hidden_size": reader.states.shape[2]},
+        model=describe(model, decoder_layers) | {"hidden_size": states.shape[2]},
     )
 
 
@@ -133,7 +134,7 @@ def describe(model: nn.Module, decoder_layers: str | None = None) -> dict[str, A
         "architecture": type(model).__name__,
         "num_layers": depth,
         "hidden_size": _told_width(model),
-        "dtype": str(_model_dtype(model)).removeprefix("torch."),
+        "dtype": str(model_dtype(model)).removeprefix("torch."),
     }
 
 
@@ -166,7 +167,8 @@ def load(
         path_or_model: a folder, a Hub id, or a model, which is returned as it is.
         tokenizer: a tokenizer, or the path or id of one; by default the model's own.
         device: for a model given by name; the first GPU, or else the CPU, by default.
-            ``"auto"`` spreads it over all devices (needs accelerate).
+            ``"auto"`` spreads it over all devices (needs accelerate), ``"tensor_parallel"`` over
+            the processes of `torch.distributed`, by transformers' plan for it.
         dtype: for a model given by name; by default the type its checkpoint is stored in.
         revision: Hub branch, tag or commit, for a model given by name.
 
@@ -187,11 +189,44 @@ def load(
     if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
         source, options = (tokenizer, {}) if tokenizer else (path_or_model, {"revision": revision})
         tokenizer = _from_pretrained("AutoTokenizer", "tokenizer", source, **options)
-    options = {"revision": revision, _dtype_option(): _floating(dtype, "auto")}
+    options = {"revision": revision, _dtype_option(): floating(dtype, "auto")}
     if device == "auto":
         options["device_map"] = "auto"
+    elif device == TENSOR_PARALLEL:
+        options |= _tensor_parallel()
     model = _from_pretrained("AutoModelForCausalLM", "model", path_or_model, **options)
-    return (model if device == "auto" else model.to(device)).eval(), tokenizer
+    return (model if device in _SPREAD else _placed(model, device)).eval(), tokenizer
+
+
+def _tensor_parallel() -> dict[str, Any]:
+    """How the installed transformers is asked for it."""
+    from ._ranks import Ranks
+
+    size = Ranks.here().size
+    if size == 1:
+        raise ValueError(
+            f"device={TENSOR_PARALLEL!r} needs several processes, came one; start them with "
+            "torchrun --nproc-per-node 2 -m expertsteer ..."
+        )
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan="auto", tp_size=size)}
+    except (ImportError, TypeError):  # releases before 5
+        return {"tp_plan": "auto"}
+
+
+def _placed(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """The model on a device; a quantised one stays where its weights were packed."""
+    if not getattr(model, "is_quantized", False):
+        return model.to(device)
+    found = {p.device.type for p in model.parameters()}
+    if torch.device(device).type not in found:
+        raise ValueError(
+            f"device {str(device)!r}: this checkpoint is quantised, was loaded onto "
+            f"{', '.join(sorted(found))} and cannot be moved; leave device out, or pass 'auto'"
+        )
+    return model
 
 
 def _from_pretrained(factory: str, kind: str, name: str | os.PathLike, **options: Any) -> Any:
@@ -236,42 +271,17 @@ def _pair_numbers(pairs: Iterable[int | None]) -> Tensor | None:
     return torch.tensor(numbers, dtype=torch.int64) if order else None
 
 
-def _layer_indices(layers: int | Iterable[int] | None, depth: int) -> tuple[int, ...]:
-    if layers is None:
-        return tuple(range(depth))
-    indices = [layers] if isinstance(layers, Integral) else list(layers)
-    # NumPy's integers name layers as well as Python's; booleans do not.
-    indices = [
-        int(i) if isinstance(i, Integral) and not isinstance(i, bool) else i for i in indices
-    ]
-    for index in indices:
-        if type(index) is not int or not 0 <= index < depth:
-            raise ValueError(
-                f"layers: {index!r} is out of range for a model with {depth} layers "
-                f"(0..{depth - 1})"
-            )
-    if not indices or len(set(indices)) < len(indices):
-        raise ValueError(f"layers must be different indices, at least one, came {indices}")
-    return tuple(sorted(indices))
-
-
 def _told_width(model: nn.Module) -> int | None:
     width = first_integer(text_config(model), ("hidden_size", "n_embd", "d_model", "dim"))
     weight = getattr(token_embedding(model), "weight", None)
     return weight.shape[-1] if width is None and isinstance(weight, Tensor) else width
 
 
-def _model_dtype(model: nn.Module) -> torch.dtype:
-    """The type of the first floating-point parameter wider than a byte (quantised ones are not)."""
-    floating = (p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize > 1)
-    return next(floating, torch.float32)
-
-
 def _usable_device(device: str | torch.device | None) -> str | torch.device:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if device != "auto":
+        if device not in _SPREAD:
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0]
@@ -279,26 +289,3 @@ def _usable_device(device: str | torch.device | None) -> str | torch.device:
             f"device {device!r} cannot be used here: {reason}; pass 'cpu', or None to choose"
         ) from error
     return device
-
-
-def _floating(dtype: torch.dtype | str | None, default: Any) -> Any:
-    """``dtype`` as a floating-point `torch.dtype`, or ``default`` where nothing was asked for."""
-    if dtype in (None, "model", "auto"):
-        return default
-    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise ValueError(
-            "dtype must be None (the model's own) or a floating-point type such as torch.float32, "
-            f"came {dtype!r}"
-        )
-    return chosen
-
-
-def _vocabulary(model: nn.Module) -> int | None:
-    weight = getattr(token_embedding(model), "weight", None)
-    return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
-
-
-def _longest(model: nn.Module) -> int | None:
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    return first_integer(text_config(model), names)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from .align import METHODS, ROTATIONS, SOLVERS, align
-from .artifacts import Alignment, HiddenStates, LayerPairing, MutualInformation
+from ._ranks import Ranks
+from .align import METHODS, ROTATIONS, SOLVERS, Captured
+from .artifacts import Alignment, LayerPairing, MutualInformation
 from .calibrate import Calibration, calibrate, checked_budget
+from .capturing import capture_to
 from .contrast import ContrastSet
 from .fit import METHODS as DIRECTIONS
-from .fit import fit_vectors
 from .health import STORED, Health, health
-from .information import ESTIMATORS, mutual_information
+from .information import ESTIMATORS
 from .models import capture, load
 from .pair import RULES, Effect, pair_layers
 from .rfm import RFM
+from .spread import information_over, vectors_over
+from .streams import Source
 from .vectors import SteeringVectors
 
 
@@ -39,6 +43,9 @@ class ExpertSteer:
         health: whether to check the fit (see `health`), at the cost of another alignment and one
             or two more fits of the chosen pairs; the result goes into the vectors' metadata.
         seed: of every random choice.
+        captures: a folder for the states, ``expert`` and ``target`` in it (`capture_to`): a fit
+            that was stopped goes on there. Needed where several processes share the work
+            (`torch.distributed`); by default states are held in memory.
 
     After ``fit``: ``expert_``, ``target_`` (the captures), ``information_``, ``pairing_`` and
     ``alignment_`` (of the chosen pairs); with ``health`` also ``health_``, with ``neutral``
@@ -66,6 +73,7 @@ class ExpertSteer:
     health: bool = True
     seed: int = 0
     progress: bool = True
+    captures: str | os.PathLike | None = None
 
     def __post_init__(self) -> None:
         # Before any model is loaded: a wrong word should not cost two captures.
@@ -96,7 +104,7 @@ class ExpertSteer:
         self,
         expert_model: str | nn.Module,
         target_model: str | nn.Module,
-        contrast: ContrastSet,
+        contrast: ContrastSet | Source,
         *,
         expert_tokenizer: Any = None,
         target_tokenizer: Any = None,
@@ -111,6 +119,7 @@ class ExpertSteer:
                 the other and released after their capture.
             expert_tokenizer, target_tokenizer: needed for models that were not loaded from a
                 path that also holds the tokenizer.
+            contrast: a `ContrastStream` needs ``captures``.
             expert_options, target_options: for one side only: ``revision`` (with a Hub id), and
                 ``decoder_layers`` and ``layers`` of its capture.
             load_options: ``device`` and ``dtype`` for models given by name.
@@ -118,22 +127,76 @@ class ExpertSteer:
         Raises:
             ValueError: see the steps; each error names the argument to change.
         """
+        self.expert_, self.target_, loaded = self.capture_both(
+            expert_model,
+            target_model,
+            contrast,
+            expert_tokenizer=expert_tokenizer,
+            target_tokenizer=target_tokenizer,
+            expert_options=expert_options,
+            target_options=target_options,
+            **load_options,
+        )
+        ranks = Ranks.here()
+        vectors = self.fit_states(self.expert_, self.target_, ranks)
+        if loaded is None:
+            return vectors
+        if getattr(loaded[0], "tp_size", None):  # its passes need every process
+            return self.calibrated(vectors, *loaded)
+        return ranks.first(lambda: self.calibrated(vectors, *loaded))
+
+    def capture_both(
+        self,
+        expert_model: str | nn.Module,
+        target_model: str | nn.Module,
+        contrast: ContrastSet | Source,
+        *,
+        expert_tokenizer: Any = None,
+        target_tokenizer: Any = None,
+        expert_options: dict[str, Any] | None = None,
+        target_options: dict[str, Any] | None = None,
+        **load_options: Any,
+    ) -> tuple[Captured, Captured, tuple[nn.Module, Any, dict[str, Any]] | None]:
+        """The first step of `fit`, with its arguments.
+
+        Returns:
+            The expert's states, the target's, and, where a strength is to be calibrated, the
+            target with its tokenizer and options.
+        """
+        if self.captures is None and Ranks.here().size > 1:
+            raise ValueError(
+                "captures must name a folder that all processes see, came None: that is where they "
+                "leave the states for each other"
+            )
+        if self.captures is None and not isinstance(contrast, ContrastSet):
+            raise ValueError(
+                "contrast must be a ContrastSet unless captures names a folder for the states of a "
+                f"stream, came {type(contrast).__name__}"
+            )
         expert = (expert_options or {}) | load_options
         target = (target_options or {}) | load_options
         # Only the states are kept: the expert is gone before the target is loaded.
-        self.expert_ = self._capture(expert_model, expert_tokenizer, contrast, expert)[0]
-        self.target_, loaded = self._capture(target_model, target_tokenizer, contrast, target)
-        if self.neutral is None:
-            loaded = None  # not in memory while fitting
-        vectors = self.fit_states(self.expert_, self.target_)
-        return vectors if loaded is None else self._calibrated(vectors, *loaded, target)
+        read = self._capture(expert_model, expert_tokenizer, contrast, expert, "expert")[0]
+        also_read, loaded = self._capture(
+            target_model, target_tokenizer, contrast, target, "target"
+        )
+        return read, also_read, None if self.neutral is None else (*loaded, target)
 
-    def fit_states(self, expert: HiddenStates, target: HiddenStates) -> SteeringVectors:
-        """The same from captures that exist already, without calibration."""
-        self.information_: MutualInformation = mutual_information(
-            expert.states,
-            target.states,
-            self.estimator,
+    def fit_states(
+        self, expert: Captured, target: Captured, ranks: Ranks | None = None
+    ) -> SteeringVectors:
+        """The same from captures that exist already, without calibration.
+
+        Args:
+            expert, target: `HiddenStates` or `StoredStates`.
+            ranks: processes that all call this, to share the layers and pairs out over them.
+        """
+        ranks = ranks or Ranks()
+        self.information_: MutualInformation = information_over(
+            ranks,
+            expert,
+            target,
+            estimator=self.estimator,
             components=self.components,
             null=self.null,
             seed=self.seed,
@@ -147,50 +210,43 @@ class ExpertSteer:
             effect=self.effect,
             seed=self.seed,
         )
-        # Information needs no alignment, so only the layers that were paired are aligned.
-        self.alignment_: Alignment = align(
+        self.alignment_: Alignment
+        self.alignment_, vectors = vectors_over(
+            ranks,
             expert,
             target,
-            self.method,
-            solver=self.solver,
-            rotation=self.rotation,
-            seed=self.seed,
-            pairing=self.pairing_,
-        )
-        vectors = fit_vectors(
-            expert,
-            target,
-            self.alignment_,
             self.pairing_,
+            {"method": self.method, "solver": self.solver, "rotation": self.rotation,
+             "seed": self.seed},
             self.direction,
             rfm=self.rfm,
             validation=self.validation,
             seed=self.seed,
-        )
-        return self._checked(vectors, expert, target) if self.health else vectors
+        )  # fmt: skip
+        return self._checked(vectors, expert, target, ranks) if self.health else vectors
 
     def _checked(
-        self,
-        vectors: SteeringVectors,
-        expert: HiddenStates,
-        target: HiddenStates,
+        self, vectors: SteeringVectors, expert: Captured, target: Captured, ranks: Ranks
     ) -> SteeringVectors:
-        self.health_: Health = health(
-            expert,
-            target,
-            self.alignment_,
-            self.pairing_,
-            vectors,
-            self.information_,
-            rfm=self.rfm,
-            seed=self.seed,
-            progress=self.progress,
+        self.health_: Health = ranks.first(
+            lambda: health(
+                expert,
+                target,
+                self.alignment_,
+                self.pairing_,
+                vectors,
+                self.information_,
+                rfm=self.rfm,
+                seed=self.seed,
+                progress=self.progress,
+            )
         )
         return replace(vectors, metadata=vectors.metadata | {STORED: self.health_.to_dict()})
 
-    def _calibrated(
+    def calibrated(
         self, vectors: SteeringVectors, model: nn.Module, tokenizer: Any, options: dict[str, Any]
     ) -> SteeringVectors:
+        """The vectors with the strength that keeps the budget on the neutral texts."""
         self.calibration_: Calibration = calibrate(
             model,
             vectors,
@@ -204,19 +260,25 @@ class ExpertSteer:
         return vectors.with_calibration(self.calibration_)
 
     def _capture(
-        self, model: Any, tokenizer: Any, contrast: ContrastSet, options: dict[str, Any]
-    ) -> tuple[HiddenStates, tuple[nn.Module, Any]]:
+        self,
+        model: Any,
+        tokenizer: Any,
+        contrast: ContrastSet | Source,
+        options: dict[str, Any],
+        side: str,
+    ) -> tuple[Captured, tuple[nn.Module, Any]]:
         reading = {n: options[n] for n in ("decoder_layers", "layers") if n in options}
         loading = {n: v for n, v in options.items() if n not in reading}
         model, tokenizer = load(model, tokenizer, **loading)
-        states = capture(
-            model,
-            tokenizer,
-            contrast,
-            position=self.position,
-            batch_size=self.batch_size,
-            max_length=self.max_length,
-            progress=self.progress,
-            **reading,
-        )
+        reading |= {
+            "position": self.position,
+            "batch_size": self.batch_size,
+            "max_length": self.max_length,
+            "progress": self.progress,
+        }
+        if self.captures is not None:
+            folder = os.path.join(self.captures, side)
+            states = capture_to(folder, model, tokenizer, contrast, **reading)
+        else:
+            states = capture(model, tokenizer, contrast, **reading)
         return states, (model, tokenizer)

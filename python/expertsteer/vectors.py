@@ -7,6 +7,7 @@ import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -253,6 +254,11 @@ class SteeringVectors:
 
 def package_versions() -> dict[str, str]:
     """The versions that decide whether a fit can be repeated."""
+    return dict(_versions())
+
+
+@cache  # looking packages up takes longer than a small fit
+def _versions() -> dict[str, str]:
     from . import __version__
 
     return {"expertsteer": __version__} | {n: version(n) for n in ("torch", "transformers")}

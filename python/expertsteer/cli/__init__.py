@@ -10,6 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
+from .capture import capture
 from .demo import demo
 from .evaluate import evaluate
 from .export import export, import_vectors
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Steer one language model with what another one knows.",
 )
-for command in (demo, fit, evaluate, generate, inspect, export):
+for command in (capture, demo, fit, evaluate, generate, inspect, export):
     app.command()(command)
 app.command("import")(import_vectors)
 
@@ -34,5 +35,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
+        if getattr(error, "shown_elsewhere", False):  # one process of many tells
+            sys.exit(2)
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         sys.exit(2)

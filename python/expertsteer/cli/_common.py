@@ -37,6 +37,19 @@ def integer(name: str, text: str) -> int:
         raise ValueError(f"{name} must be whole numbers, came {text!r}") from None
 
 
+def columns_of(text: str | None) -> dict[str, str] | None:
+    """``field=column,field=column`` as a dictionary; the error names the option."""
+    if text is None:
+        return None
+    pairs = [part.split("=") for part in text.split(",")]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise ValueError(
+            "columns must be field=column pairs such as positive=chosen,negative=rejected, "
+            f"came {text!r}"
+        )
+    return dict(pairs)
+
+
 def lines(name: str, path: Path) -> list[str]:
     """The texts of a file, one a line; the error names the option."""
     found = [line for line in path.read_text("utf-8").splitlines() if line.strip()]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ._common import Json, Seed, integer, lines, show, torch_dtype
+from ._common import Json, Seed, columns_of, integer, lines, print_json, show, torch_dtype
 
 
 class Rule(str, Enum):
@@ -49,7 +49,7 @@ class Direction(str, Enum):
 def fit(
     expert: Annotated[str, typer.Option(help="Path or Hub id of the model that knows.")],
     target: Annotated[str, typer.Option(help="Path or Hub id of the model to steer.")],
-    contrast: Annotated[Path, typer.Option(help="jsonl contrast set.")],
+    contrast: Annotated[Path, typer.Option(help="jsonl or parquet file, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the steering vectors.")],
     pairs: Annotated[int | None, typer.Option(help="Layer pairs; by default up to 4.")] = None,
     rule: Annotated[Rule, typer.Option(help="Which pairs, by mutual information.")] = Rule.lowest,
@@ -92,11 +92,22 @@ def fit(
     target_layers: Annotated[
         str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names in the file, for example positive=chosen,label=y.")
+    ] = None,
+    captures: Annotated[
+        Path | None,
+        typer.Option(help="Keep states there; by default in memory, OUT/captures with torchrun."),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit steering vectors for TARGET from what EXPERT knows, over a contrast set."""
-    from ..contrast import ContrastSet
+    """Fit steering vectors for TARGET from what EXPERT knows, over a contrast set.
+
+    A folder of contrast sets gives vectors for each, and every text is read once. Several processes
+    share the work: torchrun --nproc-per-node 8 -m expertsteer fit ...
+    """
+    from .._ranks import ranks_of_torchrun
     from ..pipeline import ExpertSteer
     from ..rfm import RFM
 
@@ -121,18 +132,49 @@ def fit(
         seed=seed,
         progress=not as_json,
     )
-    examples = ContrastSet.from_jsonl(contrast)
-    dtype = torch_dtype(dtype)
-    out.mkdir(parents=True, exist_ok=True)  # now, not after the whole fit
-    vectors = pipeline.fit(
-        expert,
-        target,
-        examples,
-        expert_options={"revision": expert_revision, "decoder_layers": expert_layers},
-        target_options={"revision": target_revision, "decoder_layers": target_layers},
-        device=device,
-        dtype=dtype,
-    )
-    vectors.save_pretrained(out)
-    pipeline.pairing_.save_pretrained(out)
-    show(vectors, out, as_json)
+    named = columns_of(columns)
+    options = {
+        "expert_options": {"revision": expert_revision, "decoder_layers": expert_layers},
+        "target_options": {"revision": target_revision, "decoder_layers": target_layers},
+        "device": device,
+        "dtype": torch_dtype(dtype),
+    }
+    with ranks_of_torchrun() as ranks:
+        pipeline.captures = captures or (out / "captures" if ranks.size > 1 else None)
+        if contrast.is_dir():
+            _fit_folder(pipeline, ranks, contrast, expert, target, out, named, options, as_json)
+            return
+        source = _source(contrast, named, pipeline, ranks)
+        out.mkdir(parents=True, exist_ok=True)  # now, not after the whole fit
+        vectors = pipeline.fit(expert, target, source, **options)
+        if ranks.rank == 0:
+            vectors.save_pretrained(out)
+            pipeline.pairing_.save_pretrained(out)
+            show(vectors, out, as_json)
+
+
+def _source(contrast: Path, columns, pipeline, ranks):
+    """The contrast set in memory, or as a stream where its states lie on disk too."""
+    from ..contrast import ContrastSet
+    from ..streams import ContrastStream
+
+    if pipeline.captures is None:
+        return ContrastSet.from_file(contrast, columns)
+    stream = ContrastStream.from_file(contrast, columns)
+    stream.told(ranks.first(stream.summary))  # before a model is loaded
+    return stream
+
+
+def _fit_folder(pipeline, ranks, contrasts, expert, target, out, columns, options, as_json):
+    from ..concepts import INDEX, fit_concepts
+
+    index = fit_concepts(contrasts, expert, target, out, pipeline, columns=columns, **options)
+    if ranks.rank:
+        return
+    if as_json:
+        print_json(index)
+    else:
+        typer.echo(
+            f"{out / INDEX}: vectors of {len(index['concepts'])} concepts, from {index['texts']:,} "
+            "different texts"
+        )

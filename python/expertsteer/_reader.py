@@ -1,0 +1,149 @@
+"""One model and its tokenizer, ready to give the states of any number of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._blocks import BlockReader
+from ._decoder import DecoderLayers, find_decoder, first_integer, text_config, uncompiled
+from ._examples import Example
+from ._forward import evaluating, run_layers, token_embedding
+from ._tokens import (
+    kept_tokens,
+    length_batches,
+    padded,
+    require_fitting,
+    require_position,
+    token_ids,
+)
+
+
+class Reader:
+    """Reads the states of examples, however many at a time; the arguments are those of `capture`.
+
+    Attributes:
+        layers: the decoder layers that are read, increasing.
+        dtype: of the states.
+
+    Raises:
+        ValueError: an argument out of its range, no decoder layers found.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        layers: int | Iterable[int] | None,
+        position: str | int,
+        batch_size: int,
+        dtype: torch.dtype | str | None,
+        max_length: int | None,
+        decoder_layers: str | None,
+    ):
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive integer, came {batch_size!r}")
+        require_position(position)
+        self._model, self._tokenizer = uncompiled(model), tokenizer
+        self._found = find_decoder(self._model, decoder_layers)
+        _require_weights(self._found)
+        self._position, self._batch_size, self._max_length = position, batch_size, max_length
+        self.layers = layer_indices(layers, len(self._found))
+        self.dtype = floating(dtype, model_dtype(self._model))
+
+    def tokens(self, examples: Sequence[Example], first: int = 0) -> tuple[list[list[int]], int]:
+        """Token ids of the examples, and how many were cut.
+
+        ``first`` is the number of the first example, for errors.
+        """
+        return token_ids(self._tokenizer, examples, self._max_length, first)
+
+    def states(
+        self, tokens: Sequence[Sequence[int]], on_batch: Callable[[int], Any], first: int = 0
+    ) -> Tensor:
+        """``[L, N, D]`` on the CPU, in the order of the examples; the model comes back as it was.
+
+        Args:
+            tokens: from `tokens`.
+            on_batch: called with the number of examples after each forward pass.
+            first: the number of the first example, for errors.
+
+        Raises:
+            ValueError: tokens that the model cannot take, a state that is not finite, layers that
+                are no decoder layers.
+        """
+        require_fitting(tokens, embedded(self._model), longest(self._model), first)
+        lengths = list(map(len, tokens))
+        kept = kept_tokens(lengths, self._position, first)
+        reader = BlockReader(self._found, self.layers, self.dtype, kept, len(tokens), first)
+        with torch.no_grad(), evaluating(self._model), reader.installed():
+            for batch in length_batches(lengths, self._batch_size):
+                ids, mask = padded([tokens[i] for i in batch])
+                with reader.reading(batch, mask):
+                    run_layers(self._model, self._found, ids, mask)
+                on_batch(len(batch))
+        return reader.states
+
+
+def _require_weights(found: DecoderLayers) -> None:
+    """Layers on the meta device compute nothing, unless accelerate fetches their weights."""
+    for index, layer in enumerate(found.layers):
+        absent = any(p.device.type == "meta" for p in layer.parameters())
+        if absent and not any(hasattr(module, "_hf_hook") for module in layer.modules()):
+            raise ValueError(
+                f"model: the weights of layer {index} were never loaded (they are on the meta "
+                "device); load them, or dispatch the model with accelerate"
+            )
+
+
+def layer_indices(layers: int | Iterable[int] | None, depth: int) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(depth))
+    indices = [layers] if isinstance(layers, Integral) else list(layers)
+    # NumPy's integers name layers as well as Python's; booleans do not.
+    indices = [
+        int(i) if isinstance(i, Integral) and not isinstance(i, bool) else i for i in indices
+    ]
+    for index in indices:
+        if type(index) is not int or not 0 <= index < depth:
+            raise ValueError(
+                f"layers: {index!r} is out of range for a model with {depth} layers "
+                f"(0..{depth - 1})"
+            )
+    if not indices or len(set(indices)) < len(indices):
+        raise ValueError(f"layers must be different indices, at least one, came {indices}")
+    return tuple(sorted(indices))
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The type of the first floating-point parameter wider than a byte (quantised ones are not)."""
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize > 1)
+    return next(floating, torch.float32)
+
+
+def floating(dtype: torch.dtype | str | None, default: Any) -> Any:
+    """``dtype`` as a floating-point `torch.dtype`, or ``default`` where nothing was asked for."""
+    if dtype in (None, "model", "auto"):
+        return default
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise ValueError(
+            "dtype must be None (the model's own) or a floating-point type such as torch.float32, "
+            f"came {dtype!r}"
+        )
+    return chosen
+
+
+def embedded(model: nn.Module) -> int | None:
+    weight = getattr(token_embedding(model), "weight", None)
+    return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
+
+
+def longest(model: nn.Module) -> int | None:
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return first_integer(text_config(model), names)

@@ -1,0 +1,93 @@
+"""``expertsteer capture``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._common import Json, columns_of, integer, print_json, torch_dtype
+
+
+def capture(
+    model: Annotated[str, typer.Option(help="Path or Hub id of the model to read.")],
+    contrast: Annotated[Path, typer.Option(help="jsonl or parquet contrast set; never held.")],
+    out: Annotated[Path, typer.Option(help="Folder for the states; the same again resumes.")],
+    layers: Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")] = None,
+    position: Annotated[str, typer.Option(help="last, mean, or a token index.")] = "last",
+    batch_size: Annotated[int, typer.Option(help="Examples per forward pass.")] = 16,
+    max_length: Annotated[int | None, typer.Option(help="Truncate longer examples.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names in the file, for example positive=chosen,label=y.")
+    ] = None,
+    shard_examples: Annotated[
+        int | None, typer.Option(help="Examples per file; by default up to 64 MiB or 1024.")
+    ] = None,
+    states_dtype: Annotated[
+        str | None, typer.Option(help="Of the states; by default the model's.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="For example cuda; auto or tensor_parallel if large.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the model, for example bfloat16.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    decoder_layers: Annotated[
+        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read MODEL's hidden states over a contrast set into a folder, from where it stopped.
+
+    Several processes share the work: torchrun --nproc-per-node 8 -m expertsteer capture ...
+    """
+    from .._ranks import ranks_of_torchrun
+    from ..capturing import capture_to
+    from ..models import load
+    from ..streams import ContrastStream
+
+    chosen = None if layers is None else [integer("layers", i) for i in layers.split(",")]
+    if position not in ("last", "mean"):
+        position = integer("position", position)
+    dtype, states_dtype = torch_dtype(dtype), torch_dtype(states_dtype)
+    stream = ContrastStream.from_file(contrast, columns_of(columns))
+    with ranks_of_torchrun() as ranks:
+        ranks.first(stream.require_file)  # before a model is loaded
+        network, tokenizer = load(model, device=device, dtype=dtype, revision=revision)
+        stored = capture_to(
+            out,
+            network,
+            tokenizer,
+            stream,
+            layers=chosen,
+            position=position,
+            batch_size=batch_size,
+            dtype=states_dtype,
+            max_length=max_length,
+            decoder_layers=decoder_layers,
+            shard_examples=shard_examples,
+            progress=not as_json,
+        )
+        if ranks.rank == 0:
+            _show(stored, out, as_json)
+
+
+def _show(stored, out: Path, as_json: bool) -> None:
+    count, examples, width = stored.shape
+    if as_json:
+        print_json(
+            {
+                "folder": str(out),
+                "examples": examples,
+                "layers": stored.layers,
+                "width": width,
+                "dtype": str(stored.dtype).removeprefix("torch."),
+                "shards": len(stored.paths),
+                "model": stored.model,
+            }
+        )
+        return
+    typer.echo(
+        f"{out}: {examples:,} examples x {count} layers x {width}, {len(stored.paths)} shard(s); "
+        f"expertsteer.HiddenStates.open({str(out)!r}) reads them"
+    )
