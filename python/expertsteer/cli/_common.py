@@ -10,6 +10,20 @@ from rich.console import Console
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one json document instead of text.")]
+Position = Annotated[str, typer.Option(help="last, mean, or a token index.")]
+BatchSize = Annotated[int, typer.Option(help="Examples per forward pass.")]
+MaxLength = Annotated[int | None, typer.Option(help="Truncate longer examples.")]
+Device = Annotated[str | None, typer.Option(help="For example cuda.")]
+Dtype = Annotated[str | None, typer.Option(help="For example bfloat16.")]
+Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
+LayersPath = Annotated[
+    str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
+]
+OnlyLayers = Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")]
+Columns = Annotated[
+    str | None, typer.Option(help="Names in the file, for example positive=chosen,label=y.")
+]
+CheckModel = Annotated[bool, typer.Option(help="Refuse vectors of another model.")]
 
 
 def show(vectors, folder: Path | str, as_json: bool) -> None:

@@ -7,20 +7,31 @@ from typing import Annotated
 
 import typer
 
-from ._common import Json, columns_of, integer, print_json, torch_dtype
+from ._common import (
+    BatchSize,
+    Columns,
+    Json,
+    LayersPath,
+    MaxLength,
+    OnlyLayers,
+    Position,
+    Revision,
+    columns_of,
+    integer,
+    print_json,
+    torch_dtype,
+)
 
 
 def capture(
     model: Annotated[str, typer.Option(help="Path or Hub id of the model to read.")],
     contrast: Annotated[Path, typer.Option(help="jsonl or parquet contrast set; never held.")],
     out: Annotated[Path, typer.Option(help="Folder for the states; the same again resumes.")],
-    layers: Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")] = None,
-    position: Annotated[str, typer.Option(help="last, mean, or a token index.")] = "last",
-    batch_size: Annotated[int, typer.Option(help="Examples per forward pass.")] = 16,
-    max_length: Annotated[int | None, typer.Option(help="Truncate longer examples.")] = None,
-    columns: Annotated[
-        str | None, typer.Option(help="Names in the file, for example positive=chosen,label=y.")
-    ] = None,
+    layers: OnlyLayers = None,
+    position: Position = "last",
+    batch_size: BatchSize = 16,
+    max_length: MaxLength = None,
+    columns: Columns = None,
     shard_examples: Annotated[
         int | None, typer.Option(help="Examples per file; by default up to 64 MiB or 1024.")
     ] = None,
@@ -31,10 +42,8 @@ def capture(
         str | None, typer.Option(help="For example cuda; auto or tensor_parallel if large.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the model, for example bfloat16.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
-    decoder_layers: Annotated[
-        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
-    ] = None,
+    revision: Revision = None,
+    decoder_layers: LayersPath = None,
     as_json: Json = False,
 ) -> None:
     """Read MODEL's hidden states over a contrast set into a folder, from where it stopped.

@@ -11,7 +11,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ._common import Json, Seed, integer, lines, print_json, torch_dtype
+from ._common import (
+    Device,
+    Dtype,
+    Json,
+    LayersPath,
+    Revision,
+    Seed,
+    integer,
+    lines,
+    print_json,
+    torch_dtype,
+)
 
 # What a report consists of; a folder with anything else in it is left alone.
 REPORT = ("evaluation.json", "index.html", "layer_pairs.png", "strength_curve.png", "table.md")
@@ -101,13 +112,11 @@ def evaluate(
     position: Annotated[str, typer.Option(help="Of the states: last, mean, or an index.")] = "last",
     batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 32,
     max_length: Annotated[int | None, typer.Option(help="Tokens kept, below the context.")] = None,
-    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
-    expert_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
-    target_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
-    expert_layers: Annotated[
-        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    expert_revision: Revision = None,
+    target_revision: Revision = None,
+    expert_layers: LayersPath = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ._common import Json, integer, print_json, show
+from ._common import CheckModel, Json, LayersPath, OnlyLayers, Revision, integer, print_json, show
 from ._formats import WRITERS, Asked, Format
 
 
@@ -34,12 +34,10 @@ def export(
     model: Annotated[
         str | None, typer.Option(help="Path or Hub id of the model (checkpoint, lm-eval).")
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
-    decoder_layers: Annotated[
-        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
-    ] = None,
-    check_model: Annotated[bool, typer.Option(help="Refuse vectors of another model.")] = True,
+    layers: OnlyLayers = None,
+    revision: Revision = None,
+    decoder_layers: LayersPath = None,
+    check_model: CheckModel = True,
     as_json: Json = False,
 ) -> None:
     """Write steering vectors for a program that does not know this package."""

@@ -8,7 +8,24 @@ from typing import Annotated
 
 import typer
 
-from ._common import Json, Seed, columns_of, integer, lines, print_json, show, torch_dtype
+from ._common import (
+    BatchSize,
+    Columns,
+    Device,
+    Dtype,
+    Json,
+    LayersPath,
+    MaxLength,
+    Position,
+    Revision,
+    Seed,
+    columns_of,
+    integer,
+    lines,
+    print_json,
+    show,
+    torch_dtype,
+)
 
 
 class Rule(str, Enum):
@@ -70,9 +87,9 @@ def fit(
     reg: Annotated[float, typer.Option(help="RFM ridge.")] = 0.1,
     iters: Annotated[int, typer.Option(help="RFM iterations.")] = 3,
     validation: Annotated[float, typer.Option(help="Share held out by the RFM.")] = 0.2,
-    position: Annotated[str, typer.Option(help="last, mean, or a token index.")] = "last",
-    batch_size: Annotated[int, typer.Option(help="Examples per forward pass.")] = 16,
-    max_length: Annotated[int | None, typer.Option(help="Truncate longer examples.")] = None,
+    position: Position = "last",
+    batch_size: BatchSize = 16,
+    max_length: MaxLength = None,
     neutral: Annotated[
         Path | None, typer.Option(help="Neutral texts, one a line: calibrate the strength.")
     ] = None,
@@ -82,19 +99,13 @@ def fit(
     health: Annotated[
         bool, typer.Option(help="Check the fit on rows it did not see, before anyone steers.")
     ] = True,
-    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
-    expert_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
-    target_revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
-    expert_layers: Annotated[
-        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
-    ] = None,
-    target_layers: Annotated[
-        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
-    ] = None,
-    columns: Annotated[
-        str | None, typer.Option(help="Names in the file, for example positive=chosen,label=y.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    expert_revision: Revision = None,
+    target_revision: Revision = None,
+    expert_layers: LayersPath = None,
+    target_layers: LayersPath = None,
+    columns: Columns = None,
     captures: Annotated[
         Path | None,
         typer.Option(help="Keep states there; by default in memory, OUT/captures with torchrun."),

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ._common import Json, Seed, integer, print_json, torch_dtype
+from ._common import (
+    CheckModel,
+    Device,
+    Dtype,
+    Json,
+    LayersPath,
+    OnlyLayers,
+    Revision,
+    Seed,
+    integer,
+    print_json,
+    torch_dtype,
+)
 
 
 class Positions(str, Enum):
@@ -27,18 +39,16 @@ def generate(
         str, typer.Option(help="In median norms of the states, or auto: as calibrated.")
     ] = "0.5",
     positions: Annotated[Positions, typer.Option(help="Which tokens.")] = Positions.all,
-    layers: Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")] = None,
+    layers: OnlyLayers = None,
     max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Seed = 0,
-    revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
-    decoder_layers: Annotated[
-        str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
-    ] = None,
-    check_model: Annotated[bool, typer.Option(help="Refuse vectors of another model.")] = True,
+    revision: Revision = None,
+    decoder_layers: LayersPath = None,
+    check_model: CheckModel = True,
     unsteered: Annotated[bool, typer.Option(help="Also without steering, to compare.")] = True,
-    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="For example bfloat16.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt with and without steering."""
