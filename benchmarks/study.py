@@ -27,6 +27,7 @@ SIZES = (20, 60, 200, 600, 2000)
 PAIR_SIZES = (20, 200)
 EXPERTS = ("bundled", "weaker", "stronger", "letters", "tuned")
 COPIES = ("itself", "noised")
+LOOSE = 0.1  # nats per token: the default of `compare`
 RANDOM = {"demo": 20, "stories": 10}
 
 
@@ -46,6 +47,13 @@ def cells(stories: bool, quick: bool = False) -> Iterator[Cell]:
                 yield Cell("pairs", "demo", expert, size, seed, BUDGETS["demo"])
             for expert in COPIES if stories else ():
                 yield Cell("pairs", "stories", expert, size, seed, BUDGETS["stories"])
+    for seed in () if quick else SEEDS:
+        for size in SIZES:
+            yield Cell("joint", "demo", "bundled", size, seed, BUDGETS["demo"])
+        for size in PAIR_SIZES:
+            yield Cell("table", "demo", "bundled", size, seed, LOOSE)
+        for expert in EXPERTS:
+            yield Cell("pairs", "demo", expert, max(SIZES), seed, BUDGETS["demo"])
 
 
 def run(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ import expertsteer as es
 from expertsteer._equal_price import Bench
 from expertsteer._neutral import neutral_texts
 from expertsteer.artifacts import HiddenStates, LayerPairing
-from expertsteer.baselines import METHODS, OWN
+from expertsteer.baselines import DEFAULT, METHODS, OWN
 from expertsteer.calibrate import Searching
 from expertsteer.controls import compare
 from expertsteer.models import capture
@@ -52,9 +52,9 @@ COLUMNS = (
 class Cell:
     """One line of the results.
 
-    ``kind`` is ``"table"`` (every method through `compare`), ``"pairs"`` (every layer pair by
-    itself, and other alignments and vectors at single layers), ``"random"`` (many random
-    directions) or ``"expert"`` (what an expert knows, unsteered).
+    ``kind`` is ``"table"`` (every method through `compare`), ``"joint"`` (the same at all layers
+    together), ``"pairs"`` (every layer pair by itself, and other alignments and vectors at single
+    layers), ``"random"`` (many random directions) or ``"expert"`` (what an expert knows, unsteered).
     """
 
     kind: str
@@ -132,10 +132,17 @@ def add_noise(model: Any, share: float) -> None:
                 weight += share * weight.std() * noise
 
 
-def table(lab: Lab, cell: Cell, random: int = 1, methods: Iterable[str] = METHODS) -> dict:
-    """Every method, at each layer by itself and at all layers together."""
+def table(
+    lab: Lab,
+    cell: Cell,
+    random: int = 1,
+    methods: Iterable[str] = METHODS,
+    singles: bool = True,
+) -> dict:
+    """Every method, at all layers together and at each layer by itself."""
     task = lab.task(cell.task)
-    subsets = [[layer] for layer in range(task.layers)] + [list(range(task.layers))]
+    subsets = [list(range(task.layers))]
+    subsets += [[layer] for layer in range(task.layers)] if singles else []
     comparison = compare(
         task.model,
         lab.states(cell, cell.expert),
@@ -174,6 +181,11 @@ def random_table(lab: Lab, cell: Cell) -> dict:
     of them once serve every cell. ``size`` is how many, the examples are 200."""
     examples = Cell("table", cell.task, cell.expert, 200, cell.seed, cell.budget)
     return table(lab, examples, cell.size, [next(iter(OWN))])
+
+
+def joint_table(lab: Lab, cell: Cell) -> dict:
+    """All layers together and nothing else: what is steered where nobody chooses."""
+    return table(lab, cell, 1, (*OWN, DEFAULT), singles=False)
 
 
 def pairs(lab: Lab, cell: Cell) -> dict:
@@ -266,7 +278,13 @@ def knowledge(lab: Lab, cell: Cell) -> dict:
     return {"rows": rows}
 
 
-MEASURES = {"table": table, "random": random_table, "pairs": pairs, "expert": knowledge}
+MEASURES = {
+    "table": table,
+    "joint": joint_table,
+    "random": random_table,
+    "pairs": pairs,
+    "expert": knowledge,
+}
 
 
 def _listed(**entries: Any) -> list:
