@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from study_cases import BUDGETS, Cell, Lab, append, finished
+from study_cases import BUDGETS, Lab
 from study_report import write_report
+from study_results import Cell, append, finished
 
 RESULTS = Path(__file__).parent / "results" / "study.jsonl"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "study.md"

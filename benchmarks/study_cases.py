@@ -1,4 +1,4 @@
-"""The cells of the study: what is fitted and measured in each, and the file that keeps them.
+"""The cells of the study: what is fitted and measured in each.
 
 A cell is one task, one expert, one set of training examples. Everything in it is measured as
 `compare` does: at one divergence on neutral text, chosen on validation, reported on test.
@@ -6,11 +6,9 @@ A cell is one task, one expert, one set of training examples. Everything in it i
 
 from __future__ import annotations
 
-import fcntl
-import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,46 +25,13 @@ from expertsteer.controls import compare
 from expertsteer.models import capture
 from expertsteer.vectors import SteeringVectors
 from study_experts import expert as load_expert
+from study_results import Cell, listed
 from study_tasks import Task, demo_contexts, demo_task, stories_task
 
 BUDGETS = {"demo": 0.01, "stories": 0.1}  # nats per token, below where the best methods saturate
 NOISE = 0.2  # of the noised copy: share of every weight matrix's standard deviation
 BATCH = 128
 HABIT = {"bandwidth": 1.0, "reg": 1e-3, "iters": 5}  # the field's usual RFM settings
-COLUMNS = (
-    "name",
-    "expert_layer",
-    "layers",
-    "strength",
-    "divergence",
-    "validation",
-    "validation_probability",
-    "accuracy",
-    "probability",
-    "auc",
-    "explained",
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One line of the results.
-
-    ``kind`` is ``"table"`` (every method through `compare`), ``"joint"`` (the same at all layers
-    together), ``"pairs"`` (every layer pair by itself, and other alignments and vectors at single
-    layers), ``"random"`` (many random directions) or ``"expert"`` (what an expert knows, unsteered).
-    """
-
-    kind: str
-    task: str
-    expert: str
-    size: int
-    seed: int
-    budget: float
-
-    @property
-    def key(self) -> tuple:
-        return tuple(asdict(self).values())
 
 
 class Lab:
@@ -162,7 +127,7 @@ def table(
     rows = [row for row in comparison.rows if not row.name.startswith("random directions")]
     return {
         "rows": [
-            _listed(
+            listed(
                 name=row.name,
                 layers=list(row.layers),
                 strength=row.strength,
@@ -248,7 +213,7 @@ def _singles(bench: Bench, name: str, pairing: LayerPairing, vectors: SteeringVe
             accuracy, probability = bench.score("test", "").mean(dim=0).tolist()
         auc, explained = (figures.get(n) for n in ("validation_auc", "explained_variance"))
         rows.append(
-            _listed(
+            listed(
                 name=name,
                 expert_layer=pair.expert_layer,
                 layers=[pair.target_layer],
@@ -274,7 +239,7 @@ def knowledge(lab: Lab, cell: Cell) -> dict:
     for name, items in demo_contexts(tokenizer).items():
         beliefs = items.beliefs(model)
         right = float((beliefs.argmax(dim=1) == 0).double().mean())
-        rows.append(_listed(name=name, accuracy=right, probability=float(beliefs[:, 0].mean())))
+        rows.append(listed(name=name, accuracy=right, probability=float(beliefs[:, 0].mean())))
     return {"rows": rows}
 
 
@@ -285,36 +250,3 @@ MEASURES = {
     "pairs": pairs,
     "expert": knowledge,
 }
-
-
-def _listed(**entries: Any) -> list:
-    values = [entries.get(column) for column in COLUMNS]
-    return [round(v, 4) if isinstance(v, float) else v for v in values]
-
-
-def finished(results: Path) -> dict[tuple, dict]:
-    """Every cell of a results file by its key; a line that a killed run left unfinished is none."""
-    cells: dict[tuple, dict] = {}
-    if results.exists():
-        for line in results.read_text("utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            key = tuple(entry[name] for name in Cell.__dataclass_fields__)
-            cells.setdefault(key, entry)
-    return cells
-
-
-def append(results: Path, entry: dict) -> None:
-    """Add a line unless the cell has one; several processes may do so at once."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    key = tuple(entry[name] for name in Cell.__dataclass_fields__)
-    with results.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if key in finished(results):
-            return
-        file.seek(0)
-        text = file.read()
-        cut = "\n" if text and not text.endswith("\n") else ""  # after a killed run's half line
-        file.write(cut + json.dumps(entry, separators=(",", ":")) + "\n")

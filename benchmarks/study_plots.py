@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from expertsteer.baselines import DEFAULT
-from study_report import (
+from study_rules import PAIRS, rows_of, summary
+from study_tables import (
     Cells,
     of_method,
     over_seeds,
@@ -13,7 +14,6 @@ from study_report import (
     select,
     sizes,
 )
-from study_rules import PAIRS, rows_of, summary
 
 LINES = {
     DEFAULT: ("expert: Procrustes, lowest pairs (default)", "tab:red", "o"),

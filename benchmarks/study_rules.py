@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from expertsteer.statistics import holm
-from study_cases import COLUMNS
+from study_results import COLUMNS
 
 PAIRS = "procrustes, rfm"
 Row = dict[str, Any]

@@ -19,19 +19,21 @@ import study
 import study_cases
 import study_experts
 import study_report
+import study_results
 import study_rules
+import study_tables
 import study_tasks
 from expertsteer.demo import world
 from expertsteer.evaluate import choice_probabilities
 
-CELL = study_cases.Cell("pairs", "demo", "bundled", 20, 1, 0.01)
+CELL = study_results.Cell("pairs", "demo", "bundled", 20, 1, 0.01)
 
 
 def row(name, expert_layer, target_layer, validation, accuracy, **more):
     entries = {"name": name, "expert_layer": expert_layer, "layers": [target_layer]}
     entries |= {"validation": validation, "validation_probability": validation}
     entries |= {"accuracy": accuracy, "probability": accuracy, "auc": 0.5, "explained": 0.5}
-    return [(entries | more).get(column) for column in study_cases.COLUMNS]
+    return [(entries | more).get(column) for column in study_results.COLUMNS]
 
 
 def pair_cell(seed=1, nats=((1.0, 4.0), (2.0, 3.0)), effects=((0.9, 0.3), (0.6, 0.5)), size=20):
@@ -87,18 +89,18 @@ def test_a_line_is_written_once_also_by_many_at_once(tmp_path):
     results = tmp_path / "study.jsonl"
     entries = [pair_cell(seed) for seed in (1, 2, 3)] * 4
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda entry: study_cases.append(results, entry), entries))
+        list(pool.map(lambda entry: study_results.append(results, entry), entries))
     seeds = [json.loads(line)["seed"] for line in results.read_text().splitlines()]
     assert sorted(seeds) == [1, 2, 3]
 
 
 def test_half_a_line_of_a_killed_run_is_measured_again(tmp_path):
     results = tmp_path / "study.jsonl"
-    study_cases.append(results, pair_cell(1))
+    study_results.append(results, pair_cell(1))
     results.write_text(results.read_text() + '{"kind":"pairs","ta')
-    assert [key[4] for key in study_cases.finished(results)] == [1]
-    study_cases.append(results, pair_cell(2))
-    assert sorted(key[4] for key in study_cases.finished(results)) == [1, 2]
+    assert [key[4] for key in study_results.finished(results)] == [1]
+    study_results.append(results, pair_cell(2))
+    assert sorted(key[4] for key in study_results.finished(results)) == [1, 2]
 
 
 def test_a_run_measures_what_is_missing_and_shares_cells_out(tmp_path, monkeypatch, capsys):
@@ -115,7 +117,7 @@ def test_a_run_measures_what_is_missing_and_shares_cells_out(tmp_path, monkeypat
     monkeypatch.setattr(study, "Lab", Lab)
     results = tmp_path / "study.jsonl"
     order = list(study.cells(stories=False, quick=True))
-    study_cases.append(results, asdict(order[0]) | {"rows": [], "seconds": 0.0})
+    study_results.append(results, asdict(order[0]) | {"rows": [], "seconds": 0.0})
 
     def run(*more):
         common = ["run", "--quick", "--cache", str(tmp_path), "--results", str(results)]
@@ -126,7 +128,7 @@ def test_a_run_measures_what_is_missing_and_shares_cells_out(tmp_path, monkeypat
     assert run("--minutes", "-1") == []
     assert run("--share", "2/2") == order[1::2]
     assert run() == [*order[1::2], *order[2::2]]
-    assert set(study_cases.finished(results)) == {cell.key for cell in order}
+    assert set(study_results.finished(results)) == {cell.key for cell in order}
     assert len(set(order)) == len(order)
     capsys.readouterr()
 
@@ -144,7 +146,7 @@ def test_a_small_cell_holds_every_pair_at_the_budget(tmp_path):
     entry = lab.run(CELL)
     rows = study_rules.rows_of(entry, study_rules.PAIRS)
     assert {(r["expert_layer"], *r["layers"]) for r in rows} == set(product(range(3), range(4)))
-    assert set(study_report.OWN) <= {r["name"] for r in study_rules.rows_of(entry)}
+    assert set(study_cases.OWN) <= {r["name"] for r in study_rules.rows_of(entry)}
     assert all(0 < r["divergence"] < 3 * CELL.budget for r in study_rules.rows_of(entry))
     again = json.loads(json.dumps(lab.run(CELL)))
     assert {**again, "seconds": 0} == {**json.loads(json.dumps(entry)), "seconds": 0}
@@ -166,7 +168,7 @@ def test_rules_choose_the_pairs_they_are_named_for():
 def test_validation_decides_and_the_test_is_reported():
     rows = [row("own", 0, 0, 0.9, 0.1), row("own", 1, 1, 0.2, 0.8)]
     cell = pair_cell() | {"rows": rows}
-    assert study_report.of_kind("own")(cell) == 0.1
+    assert study_tables.of_kind("own")(cell) == 0.1
 
 
 def test_correlations_see_an_order_and_its_reverse():
@@ -191,8 +193,8 @@ def test_only_differences_that_survive_the_correction_are_bold():
     values = {"sure": [0.5, 0.51, 0.49, 0.5], "maybe": [0.1, 0.02, 0.12, 0.09], "none": [0.1, -0.1]}
     found = {(name, 20): study_rules.summary(v) for name, v in values.items()}
     alone = {("maybe", 20): found["maybe", 20]}
-    assert "**" in study_report.differences("d", ["maybe"], [20], alone)
-    table = study_report.differences("d", list(values), [20], found)
+    assert "**" in study_tables.differences("d", ["maybe"], [20], alone)
+    table = study_tables.differences("d", list(values), [20], found)
     assert [line.split("|")[1].strip() for line in table.splitlines() if "**" in line] == ["sure"]
 
 
@@ -200,13 +202,13 @@ def test_the_report_fills_the_tables_and_leaves_the_words(tmp_path):
     results, document = tmp_path / "study.jsonl", tmp_path / "study.md"
     for seed in (1, 2, 3):
         best = 0.9 - 0.01 * seed
-        study_cases.append(results, pair_cell(seed, effects=((best, 0.3), (0.6, 0.5))))
+        study_results.append(results, pair_cell(seed, effects=((best, 0.3), (0.6, 0.5))))
     words = "Before.\n\n<!-- rules -->\nold\n<!-- /rules -->\n\nAfter.\n"
     document.write_text(words)
-    study_report.write_report(study_cases.finished(results), document)
+    study_report.write_report(study_results.finished(results), document)
     text = document.read_text()
     assert text.startswith("Before.\n") and text.endswith("After.\n") and "old" not in text
     assert "bundled, 20" in text and "| lowest information |" in text
     assert (tmp_path / "study_pairs.png").read_bytes()[:4] == b"\x89PNG"
-    study_report.write_report(study_cases.finished(results), document)
+    study_report.write_report(study_results.finished(results), document)
     assert document.read_text() == text
