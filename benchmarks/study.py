@@ -27,32 +27,48 @@ SEEDS = range(1, 11)  # 0 was looked at when the defaults were chosen
 SIZES = (20, 60, 200, 600, 2000)
 PAIR_SIZES = (20, 200)
 EXPERTS = ("bundled", "weaker", "stronger", "letters", "tuned")
+EARLY_EXPERTS = ("bundled", "stronger")
 COPIES = ("itself", "noised")
 LOOSE = 0.1  # nats per token: the default of `compare`
-RANDOM = {"demo": 20, "stories": 10}
+RANDOM = {"demo": 20, "early": 10, "stories": 10}
 
 
 def cells(stories: bool, quick: bool = False) -> Iterator[Cell]:
     """In the order they are run: all settings of one seed before the next seed."""
-    for task, count in RANDOM.items():
+    kept = EXPERTS[:1] if quick else EXPERTS
+    seeds = SEEDS[:2] if quick else SEEDS
+    for task, first in (("demo", "bundled"), ("stories", "itself")):
         if task == "demo" or stories:
-            first = "bundled" if task == "demo" else "itself"
-            yield Cell("random", task, first, 2 if quick else count, 0, BUDGETS[task])
-    for expert in ("target", *(EXPERTS[:1] if quick else EXPERTS)):
+            yield Cell("random", task, first, 2 if quick else RANDOM[task], 0, BUDGETS[task])
+    for expert in ("target", *kept):
         yield Cell("expert", "demo", expert, 0, 0, BUDGETS["demo"])
-    for seed in SEEDS[:2] if quick else SEEDS:
+    for seed in seeds:
         for size in PAIR_SIZES if quick else SIZES:
             yield Cell("table", "demo", "bundled", size, seed, BUDGETS["demo"])
         for size in PAIR_SIZES:
-            for expert in EXPERTS[:1] if quick else EXPERTS:
+            for expert in kept:
                 yield Cell("pairs", "demo", expert, size, seed, BUDGETS["demo"])
             for expert in COPIES if stories else ():
                 yield Cell("pairs", "stories", expert, size, seed, BUDGETS["stories"])
-    for seed in () if quick else SEEDS:
+    if not quick:
+        yield from further_cells()
+
+
+def further_cells() -> Iterator[Cell]:
+    """All layers together, a target trained for less, the looser budget, many examples."""
+    for seed in SEEDS:
         for size in SIZES:
             yield Cell("joint", "demo", "bundled", size, seed, BUDGETS["demo"])
+    yield Cell("random", "early", "bundled", RANDOM["early"], 0, BUDGETS["early"])
+    yield Cell("expert", "early", "early", 0, 0, BUDGETS["early"])
+    for seed in SEEDS:
+        for size in PAIR_SIZES:
+            for expert in EARLY_EXPERTS:
+                yield Cell("pairs", "early", expert, size, seed, BUDGETS["early"])
+    for seed in SEEDS:
         for size in PAIR_SIZES:
             yield Cell("table", "demo", "bundled", size, seed, LOOSE)
+    for seed in SEEDS:
         for expert in EXPERTS:
             yield Cell("pairs", "demo", expert, max(SIZES), seed, BUDGETS["demo"])
 

@@ -28,7 +28,11 @@ from study_experts import expert as load_expert
 from study_results import Cell, listed
 from study_tasks import Task, demo_contexts, demo_task, stories_task
 
-BUDGETS = {"demo": 0.01, "stories": 0.1}  # nats per token, below where the best methods saturate
+BUDGETS = {
+    "demo": 0.01,
+    "early": 0.01,
+    "stories": 0.1,
+}  # nats per token, below where the best methods saturate
 NOISE = 0.2  # of the noised copy: share of every weight matrix's standard deviation
 BATCH = 128
 HABIT = {"bandwidth": 1.0, "reg": 1e-3, "iters": 5}  # the field's usual RFM settings
@@ -50,8 +54,15 @@ class Lab:
     def _stories(self) -> Task:
         return stories_task(self.stories)
 
+    @cached_property
+    def _early(self) -> Task:
+        return demo_task(*load_expert("early", self.cache), name="early")
+
     def task(self, name: str) -> Task:
-        return self._demo if name == "demo" else self._stories
+        """``"demo"``, ``"early"`` (the demo's world, a target trained for less) or ``"stories"``."""
+        return {"demo": lambda: self._demo, "early": lambda: self._early}.get(
+            name, lambda: self._stories
+        )()
 
     def expert(self, task: str, name: str) -> tuple[Any, Any]:
         if (task, name) not in self._experts:
@@ -59,7 +70,7 @@ class Lab:
         return self._experts[task, name]
 
     def _load(self, task: str, name: str) -> tuple[Any, Any]:
-        if task == "demo":
+        if task != "stories":
             return load_expert(name, self.cache)
         copy = stories_task(self.stories)
         if name == "noised":
@@ -188,7 +199,7 @@ def _fitted(
         pairing = LayerPairing(tuple((layer, t, float("nan")) for t in target.layers))
         yield "procrustes, rfm", pairing, fit(procrustes, pairing)
     yield "ridge, rfm", lowest, fit(ridge, lowest)
-    if cell.task == "demo":  # a cell of the stories takes three times as long
+    if cell.task != "stories":  # a cell of the stories takes three times as long
         yield "procrustes, rfm of habit", lowest, fit(procrustes, lowest, rfm=es.RFM(**HABIT))
         yield "procrustes, mean difference", lowest, fit(procrustes, lowest, "mean_difference")
         yield "ridge, mean difference", lowest, fit(ridge, lowest, "mean_difference")
@@ -234,7 +245,7 @@ def knowledge(lab: Lab, cell: Cell) -> dict:
     """How often an expert of the demo, or the target, gives the coast's answers, unsteered."""
     task = lab.task("demo")
     own = cell.expert == "target"
-    model, tokenizer = (task.model, task.tokenizer) if own else lab.expert("demo", cell.expert)
+    model, tokenizer = (task.model, task.tokenizer) if own else lab.expert(cell.task, cell.expert)
     rows = []
     for name, items in demo_contexts(tokenizer).items():
         beliefs = items.beliefs(model)

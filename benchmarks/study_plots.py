@@ -107,7 +107,7 @@ def _pairs(pyplot, cells: Cells):
 def select_pairs(cells: Cells) -> list[dict]:
     """The pair cells of the largest size of each task."""
     found = []
-    for task in ("demo", "stories"):
+    for task in ("demo", "early", "stories"):
         largest = max(sizes(cells, kind="pairs", task=task), default=None)
         found += select(cells, kind="pairs", task=task, size=largest) if largest else []
     return found

@@ -199,7 +199,7 @@ def correlations_table(cells: Cells, task: str) -> str:
 def knowledge_table(cells: Cells) -> str:
     """How often each model gives the coast's answer to the test questions, unsteered."""
     rows, names = [], []
-    for cell in select(cells, kind="expert"):
+    for cell in (cell for cell in cells.values() if cell["kind"] == "expert"):
         figures = {row["name"]: row["accuracy"] for row in rows_of(cell)}
         rows.append([cell["expert"], *map(figure, figures.values())])
         names = list(figures)
@@ -243,6 +243,11 @@ TABLES: dict[str, Callable[[Cells], str]] = {
     "rules": lambda cells: rules_table(cells, "demo"),
     "single": lambda cells: single_table(cells, "demo"),
     "correlations": lambda cells: correlations_table(cells, "demo"),
+    "early 20": lambda cells: experts_table(cells, "early", 20),
+    "early 200": lambda cells: experts_table(cells, "early", 200),
+    "early own": lambda cells: own_table(cells, "early"),
+    "early rules": lambda cells: rules_table(cells, "early"),
+    "early correlations": lambda cells: correlations_table(cells, "early"),
     "stories 20": lambda cells: experts_table(cells, "stories", 20),
     "stories 200": lambda cells: experts_table(cells, "stories", 200),
     "stories own": lambda cells: own_table(cells, "stories"),

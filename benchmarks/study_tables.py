@@ -49,7 +49,7 @@ def by_seed(cells: Cells, task: str, group: tuple[str, int], value: Value) -> di
 
 def own(cells: Cells, task: str, size: int, name: str) -> dict[int, float]:
     """The target's own vectors stand in the first expert's cells; they do not depend on it."""
-    first = "bundled" if task == "demo" else "itself"
+    first = "itself" if task == "stories" else "bundled"
     return by_seed(cells, task, (first, size), of_kind(name))
 
 

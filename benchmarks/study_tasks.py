@@ -79,12 +79,14 @@ class Task:
         return torch.stack((first, share), dim=1)
 
 
-def demo_task() -> Task:
-    """The bundled target; wanted is the coast's answer among all values of the attribute."""
-    model, tokenizer = demo.load("target")
+def demo_task(model: Any = None, tokenizer: Any = None, name: str = "demo") -> Task:
+    """The bundled target, or one given in its place; wanted is the coast's answer among all values
+    of the attribute."""
+    if model is None:
+        model, tokenizer = demo.load("target")
     items = {split: demo_items(tokenizer, split) for split in world.SPLITS}
     neutral = tuple(world.plain_texts(NEUTRAL_TEXTS, seed=3))
-    return Task("demo", model, tokenizer, demo.contrast_set, items, neutral, 4, counts=True)
+    return Task(name, model, tokenizer, demo.contrast_set, items, neutral, 4, counts=True)
 
 
 def demo_items(tokenizer: Any, split: str, before: Sequence[str] = ("",)) -> Items:
