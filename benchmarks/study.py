@@ -34,7 +34,7 @@ RANDOM = {"demo": 20, "early": 10, "stories": 10}
 
 
 def cells(stories: bool, quick: bool = False) -> Iterator[Cell]:
-    """In the order they are run: all settings of one seed before the next seed."""
+    """In the order they are run, what matters most first and seed by seed."""
     kept = EXPERTS[:1] if quick else EXPERTS
     seeds = SEEDS[:2] if quick else SEEDS
     for task, first in (("demo", "bundled"), ("stories", "itself")):
@@ -46,31 +46,36 @@ def cells(stories: bool, quick: bool = False) -> Iterator[Cell]:
         for size in PAIR_SIZES if quick else SIZES:
             yield Cell("table", "demo", "bundled", size, seed, BUDGETS["demo"])
         for size in PAIR_SIZES:
-            for expert in kept:
-                yield Cell("pairs", "demo", expert, size, seed, BUDGETS["demo"])
-            for expert in COPIES if stories else ():
-                yield Cell("pairs", "stories", expert, size, seed, BUDGETS["stories"])
+            yield from pair_cells("demo", kept, size, seed)
+    copies = COPIES if stories else ()
+    for seed in seeds:
+        yield from pair_cells("stories", copies, PAIR_SIZES[-1], seed)
     if not quick:
-        yield from further_cells()
+        yield from further_cells(copies)
 
 
-def further_cells() -> Iterator[Cell]:
-    """All layers together, a target trained for less, the looser budget, many examples."""
+def further_cells(copies: tuple[str, ...]) -> Iterator[Cell]:
+    """All layers together, a target trained for less, the looser budget, more examples."""
     for seed in SEEDS:
         for size in SIZES:
             yield Cell("joint", "demo", "bundled", size, seed, BUDGETS["demo"])
     yield Cell("random", "early", "bundled", RANDOM["early"], 0, BUDGETS["early"])
     yield Cell("expert", "early", "early", 0, 0, BUDGETS["early"])
+    for size in reversed(PAIR_SIZES):
+        for seed in SEEDS:
+            yield from pair_cells("early", EARLY_EXPERTS, size, seed)
     for seed in SEEDS:
-        for size in PAIR_SIZES:
-            for expert in EARLY_EXPERTS:
-                yield Cell("pairs", "early", expert, size, seed, BUDGETS["early"])
+        yield from pair_cells("stories", copies, PAIR_SIZES[0], seed)
     for seed in SEEDS:
         for size in PAIR_SIZES:
             yield Cell("table", "demo", "bundled", size, seed, LOOSE)
     for seed in SEEDS:
-        for expert in EXPERTS:
-            yield Cell("pairs", "demo", expert, max(SIZES), seed, BUDGETS["demo"])
+        yield from pair_cells("demo", EXPERTS, max(SIZES), seed)
+
+
+def pair_cells(task: str, experts: tuple[str, ...], size: int, seed: int) -> Iterator[Cell]:
+    for expert in experts:
+        yield Cell("pairs", task, expert, size, seed, BUDGETS[task])
 
 
 def run(options: argparse.Namespace) -> None:
