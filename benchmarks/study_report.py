@@ -41,6 +41,8 @@ LOWEST = {  # kinds of vectors on the pairs of lowest information, and how the t
     "identity, rfm, same layers": "identity, RFM, pairs of the same layer",
 }
 PRESENT = of_rule("lowest information")  # the default: Procrustes, RFM
+VARIANCE = "highest explained variance"
+TASKS = ("demo", "early", "stories")
 BEST_RANDOM = "best random direction"
 CORRELATED = {"nats": "information", "auc": "AUC", "explained": "explained variance"}
 
@@ -166,10 +168,53 @@ def rules_table(cells: Cells, task: str) -> str:
     return differences("minus random pairs", groups, rules, found, group_title)
 
 
+def against_lowest_table(cells: Cells) -> str:
+    """Rules minus lowest information, of every task; the target layer is chosen on validation."""
+    rules = ("random", "expert's last layer", "highest validation AUC", "validated")
+    groups = [(task, *group) for task in TASKS for group in pair_groups(cells, task)]
+    found = {}
+    for task, *group in groups:
+        lowest = by_seed(cells, task, group, PRESENT)
+        for rule in rules:
+            value = by_seed(cells, task, group, of_rule(rule))
+            found[(task, *group), rule] = difference(value, lowest)
+    title = "{0[0]}: {0[1]}, {0[2]}".format
+    return differences("minus lowest information", groups, rules, found, title)
+
+
+def alone_table(cells: Cells) -> str:
+    """What can be steered without any validation, and the default with it."""
+    columns = [n for e, n in pair_groups(cells, "demo") if e == "bundled"]
+    rows = []
+    for title, kind, value in (
+        ("the pair of lowest information", "pairs", of_single("lowest information")),
+        ("the pair of highest information", "pairs", of_single("highest information")),
+        ("a random pair", "pairs", of_single("random")),
+        ("the pair of highest explained variance", "pairs", of_single(VARIANCE)),
+        ("all layers together, lowest information", "joint", of_method(DEFAULT)),
+        ("the layer that validation chooses, lowest information", "pairs", PRESENT),
+    ):
+        groups = [select(cells, kind=kind, task="demo", expert="bundled", size=n) for n in columns]
+        rows.append([title, *(shown(mean_of(over_seeds(group, value))) for group in groups)])
+    return markdown(["steered at", *(f"{n} examples" for n in columns)], rows)
+
+
+def directions_table(cells: Cells) -> str:
+    """The target's own vectors: the RFM minus the others, paired by seed."""
+    rfm, others = "target's own RFM", [name for name in OWN if name != "target's own RFM"]
+    firsts = {"demo": "bundled", "early": "bundled", "stories": "itself"}
+    groups = [(t, n) for t in TASKS for e, n in pair_groups(cells, t) if e == firsts[t]]
+    found = {}
+    for task, n in groups:
+        for name in others:
+            found[(task, n), name] = difference(own(cells, task, n, rfm), own(cells, task, n, name))
+    return differences("own RFM minus", groups, others, found, group_title)
+
+
 def single_table(cells: Cells, task: str) -> str:
     """One pair over all layers by rule, minus the mean of all pairs; nothing validated."""
     groups, found = pair_groups(cells, task), {}
-    rules = ("lowest information", "highest information", "highest explained variance")
+    rules = ("lowest information", "highest information", VARIANCE)
     for group in groups:
         chance = by_seed(cells, task, group, of_single("random"))
         for rule in rules:
@@ -243,6 +288,9 @@ TABLES: dict[str, Callable[[Cells], str]] = {
     "rules": lambda cells: rules_table(cells, "demo"),
     "single": lambda cells: single_table(cells, "demo"),
     "correlations": lambda cells: correlations_table(cells, "demo"),
+    "against lowest": against_lowest_table,
+    "alone": alone_table,
+    "directions": directions_table,
     "early 20": lambda cells: experts_table(cells, "early", 20),
     "early 200": lambda cells: experts_table(cells, "early", 200),
     "early own": lambda cells: own_table(cells, "early"),
