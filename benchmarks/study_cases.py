@@ -215,7 +215,7 @@ def _singles(bench: Bench, name: str, pairing: LayerPairing, vectors: SteeringVe
         chosen = bench.choose([vectors], [(pair.target_layer,)])
         if chosen is None:  # no strength keeps the budget
             continue
-        with bench._steered(chosen) as divergence:
+        with bench.steered(chosen) as divergence:
             accuracy, probability = bench.score("test", "").mean(dim=0).tolist()
         auc, explained = (figures.get(n) for n in ("validation_auc", "explained_variance"))
         rows.append(

@@ -18,8 +18,8 @@ from torch import Tensor
 from expertsteer import demo
 from expertsteer.contrast import ContrastSet
 from expertsteer.demo import world
-from expertsteer.evaluate import _encode, _log_probabilities, _shared_length
 from expertsteer.models import load
+from expertsteer.scoring import choice_sequences, log_probabilities
 
 NEUTRAL_TEXTS = 24
 STORIES_SEED = 7
@@ -35,16 +35,12 @@ class Items:
     @classmethod
     def of(cls, tokenizer: Any, prompts: Sequence[str], choices: Sequence[Sequence[str]]) -> Items:
         """Tokenized once: a study scores the same items thousands of times."""
-        sequences = []
-        for prompt, row in zip(prompts, choices):
-            context, *whole = _encode(tokenizer, [prompt, *(prompt + choice for choice in row)])
-            start = min(_shared_length(context, ids) for ids in whole)
-            sequences += [(ids, start) for ids in whole]
-        return cls(tuple(sequences), len(choices[0]))
+        rows = choice_sequences(tokenizer, prompts, choices)
+        return cls(tuple(sequence for row in rows for sequence in row), len(choices[0]))
 
     def beliefs(self, model: Any) -> Tensor:
         """``[N, C]`` as `choice_probabilities` gives them."""
-        total = _log_probabilities(model, self.sequences, 256)
+        total = log_probabilities(model, self.sequences, 256)
         return total.view(-1, self.choices).softmax(dim=1)
 
 
