@@ -15,6 +15,7 @@ from study_tables import (
     sizes,
 )
 
+PICTURED = 200  # examples
 LINES = {
     DEFAULT: ("expert: Procrustes, lowest pairs (default)", "tab:red", "o"),
     "expert: Procrustes, highest pairs": ("expert: Procrustes, highest pairs", "tab:orange", "v"),
@@ -98,16 +99,20 @@ def _pairs(pyplot, cells: Cells):
             panel.scatter(*zip(*chosen), s=16, label=f"{layer}")
         panel.set_title(f"{task}: {expert}", fontsize=8)
         panel.tick_params(labelsize=7)
-        panel.legend(fontsize=6, title="target layer", title_fontsize=6)
+    fullest = max(axes.flat[: len(groups)], key=lambda panel: len(panel.collections))
+    handles, labels = fullest.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, title="target layer", fontsize=7, title_fontsize=7, loc="outside right"
+    )
     figure.supxlabel("information between the layers, nats", fontsize=9)
     figure.supylabel("probability of the wanted answer", fontsize=9)
     return figure
 
 
 def select_pairs(cells: Cells) -> list[dict]:
-    """The pair cells of the largest size of each task."""
+    """The pair cells of every task, at the largest size up to `PICTURED`."""
     found = []
     for task in ("demo", "early", "stories"):
-        largest = max(sizes(cells, kind="pairs", task=task), default=None)
-        found += select(cells, kind="pairs", task=task, size=largest) if largest else []
+        counts = [n for n in sizes(cells, kind="pairs", task=task) if n <= PICTURED]
+        found += select(cells, kind="pairs", task=task, size=max(counts)) if counts else []
     return found
