@@ -93,7 +93,22 @@ def train(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
     """Train one model, or its first ``steps``; returns it, its tokenizer and the losses (nats)."""
     tokenizer = build_tokenizer(recipe.seed)
-    model = build_model(recipe, tokenizer).train()
+    model = build_model(recipe, tokenizer)
+    return model, tokenizer, learn(model, tokenizer, recipe, steps, progress)
+
+
+def learn(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    steps: int | None = None,
+    progress: bool = True,
+) -> list[float]:
+    """Let a model read the recipe's documents, or those of its first ``steps``.
+
+    Returns the losses (nats); the model, new or trained before, is left in evaluation mode.
+    """
+    model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -116,7 +131,8 @@ def train(
         schedule.step()
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-    return model.eval(), tokenizer, losses
+    model.eval()
+    return losses
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
