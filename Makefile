@@ -24,7 +24,7 @@ lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.inl csrc/*.cu
 
 docs: $(VENV)/.installed  ## build the documentation into build/docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed  ## run the benchmarks on this processor
 	$(BIN)/python -m pytest benchmarks -m "not gpu" --benchmark-only

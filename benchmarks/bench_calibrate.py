@@ -7,6 +7,7 @@ is as narrow. Either result is checked first; no speed is reported where it miss
 """
 
 import contextlib
+import io
 import math
 
 import pytest
@@ -87,7 +88,7 @@ def bench_controls_table(benchmark, tmp_path):
     benchmark.group = "all controls on the demo pair"
     found = []
     run = lambda: found.append(run_controls(tmp_path, quiet=True))  # noqa: E731
-    with contextlib.redirect_stderr(None):
+    with contextlib.redirect_stderr(io.StringIO()):
         benchmark.pedantic(run, rounds=1)
     if "beats its controls" not in found[0].verdict(DEFAULT):
         pytest.fail("the default does not beat its controls")
