@@ -10,6 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
+from .bench import bench
 from .capture import capture
 from .demo import demo
 from .evaluate import evaluate
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Steer one language model with what another one knows.",
 )
-for command in (capture, demo, fit, evaluate, generate, inspect, export):
+for command in (capture, demo, fit, evaluate, generate, inspect, export, bench):
     app.command()(command)
 app.command("import")(import_vectors)
 

@@ -1,0 +1,70 @@
+"""``expertsteer bench``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ._common import Device, Dtype, Json, LayersPath, Revision, Seed, print_json, torch_dtype
+
+
+def bench(
+    model: Annotated[str, typer.Option(help="Path or Hub id of the model to steer.")],
+    vectors: Annotated[
+        str | None, typer.Option(help="Folder or Hub id; by default random, at every layer.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 16,
+    tokens: Annotated[int, typer.Option(help="Tokens to decode.")] = 32,
+    rounds: Annotated[int, typer.Option(help="How often each way is timed.")] = 9,
+    threads: Annotated[
+        int | None, typer.Option(help="Of torch, on a CPU; small models want one.")
+    ] = None,
+    revision: Revision = None,
+    decoder_layers: LayersPath = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Time steered decoding on this machine, beside unsteered decoding and a plain hook."""
+    import torch
+
+    from ..bench import bench as run
+    from ..models import load
+    from ..vectors import SteeringVectors
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, came {threads}")
+        torch.set_num_threads(threads)
+    dtype = torch_dtype(dtype)
+    loaded = None if vectors is None else SteeringVectors.from_pretrained(vectors)
+    network, _ = load(model, device=device, dtype=dtype, revision=revision)
+    options = {"batch": batch, "prompt": prompt, "tokens": tokens, "rounds": rounds, "seed": seed}
+    costs = run(
+        network, loaded, **options, decoder_layers=decoder_layers, show_progress=not as_json
+    )
+    if as_json:
+        where = {"model": model, "device": str(network.device), "dtype": str(network.dtype)}
+        print_json(where | options | {"ways": [cost.to_dict() for cost in costs]})
+        return
+    table = Table(title=f"{model} on {network.device}, batch {batch}, {tokens} tokens each")
+    for name in ("steered by", "tokens/s", "time x unsteered"):
+        table.add_column(name, justify="left" if name == "steered by" else "right")
+    for cost in costs:
+        if cost.ratio is None:
+            table.add_row(cost.way, "-", "not timed")
+            continue
+        middle, low, high = cost.ratio
+        table.add_row(
+            cost.way, f"{cost.tokens_per_second:,.0f}", f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+        )
+    console = Console()
+    console.print(table)
+    for cost in costs:
+        if cost.reason is not None:
+            console.print(f"{cost.way}: {cost.reason}", markup=False, highlight=False)
