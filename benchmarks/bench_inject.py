@@ -71,3 +71,22 @@ def bench_decode(benchmark, tool, width=256, batch=1, new=64):
             pytest.fail("the tokens differ from a plain hook's; no speed is reported")
         benchmark.group = f"{new} tokens, hidden {width}, batch {batch}, all 16 layers"
         benchmark.pedantic(cases.decode, args=(model, ids, new), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["without bias", "with bias"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def bench_last_linear(benchmark, size, bias):
+    """torch's own linear at the end of a block: no folded vector can cost less than its bias."""
+    width, batch = size
+    mlp = cases.llama(width).model.layers[0].mlp
+    inputs, weight = torch.randn(batch, 1, mlp.down_proj.in_features), mlp.down_proj.weight
+    zeros = torch.zeros(width) if bias else None
+    plain = torch.nn.functional.linear(inputs, weight)
+    if not torch.allclose(torch.nn.functional.linear(inputs, weight, zeros), plain, atol=1e-5):
+        pytest.fail("a zero bias changes the product; no speed is reported")
+    benchmark.group = f"last linear of a block, hidden {width}, batch {batch}"
+    iterations = 500 if width * batch <= 1024 else 20
+    call = torch.nn.functional.linear
+    benchmark.pedantic(
+        call, args=(inputs, weight, zeros), rounds=60, iterations=iterations, warmup_rounds=5
+    )
