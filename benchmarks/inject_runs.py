@@ -6,7 +6,7 @@ Every function gives rows for the tables of ``table_inject.py``. A check that fa
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -239,11 +239,14 @@ def compiled(width: int, batch: int, budget: float, backend: str = "inductor") -
             own = cases.twin(model)
             stack.enter_context(cases.steered(tool, own, deltas))
             timed[tool], outputs[tool] = _compiled_step(own, ids, backend)
+        own = cases.twin(model)
+        stack.enter_context(_bare_additions(own, deltas))
+        timed["bare addition"], outputs["bare addition"] = _compiled_step(own, ids, backend)
         eager = cases.twin(model)
         stack.enter_context(cases.hooks(eager, deltas))
         expected = _after_prompt(eager, batch)[1]
         expected = eager(**expected).logits
-        for tool in ("fold", "slot"):
+        for tool in ("fold", "slot", "bare addition"):
             require_near(outputs[tool], expected, f"compiled {tool}")
         taken = cases.interleave(timed, budget)
     base = taken.pop("unsteered")
@@ -251,6 +254,23 @@ def compiled(width: int, batch: int, budget: float, backend: str = "inductor") -
     return [case | {"tool": "unsteered", "ms": 1e3 * cases.middle(base)["median"]}] + [
         case | {"tool": tool, "ratio": cases.ratio(own, base)} for tool, own in taken.items()
     ]
+
+
+@contextmanager
+def _bare_additions(model, deltas: dict):
+    """``layer(...) + constant`` and nothing else: what any addition costs in a compiled step."""
+
+    def adding(forward, delta):
+        return lambda *args, **kwargs: forward(*args, **kwargs) + delta
+
+    layers = model.model.layers
+    for index, delta in deltas.items():
+        layers[index].forward = adding(layers[index].forward, delta)
+    try:
+        yield
+    finally:
+        for index in deltas:
+            del layers[index].forward
 
 
 def _compiled_step(model, ids: Tensor, backend: str):
