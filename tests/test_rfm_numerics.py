@@ -218,3 +218,22 @@ def test_scores_are_what_scikit_learn_says():
     rfm.fit(X[:40], three[:40])
     expected = metrics.accuracy_score(three[40:].argmax(1), rfm.predict(new).argmax(1))
     assert rfm.score(new, three[40:], "accuracy") == expected
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 64), (40, 30)])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_points_that_nearly_coincide_leave_the_direction_what_it_is(n, d, outputs):
+    """A quarter of the points are copies, with other labels, 5e-4 of the usual distance away."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(n, d, generator=generator)
+    x[:10] = x[10:20] + 5e-4 * torch.randn(10, d, generator=generator)
+    y = (x[:, :1] > 0).float() + torch.randn(n, outputs, generator=generator)
+    options = {"bandwidth": 3.0, "reg": 0.1, "iters": 1, "regime": "gram"}
+    single, double = (
+        es.RFM(**options).fit(x.to(t), y.to(t)) for t in (torch.float32, torch.float64)
+    )
+    found, exact = single.directions(k=1), double.directions(k=1)
+    cosine = (found.vectors[0].double() @ exact.vectors[0]).abs()
+    assert float(cosine) > 0.99
+    # Distances themselves have two digits at best in single precision.
+    assert float(found.explained[0]) == pytest.approx(float(exact.explained[0]), abs=0.1)

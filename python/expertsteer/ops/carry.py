@@ -43,6 +43,10 @@ class Carry:
         square = sum(f.square().sum(dim=-1) for f in factors)
         return sum(f @ self.rows[:, c] for c, f in enumerate(factors)), square
 
+    def gradients(self, cross: Tensor) -> list[Tensor]:
+        """``V T_c^T`` for every output: the gradients at the points, seen from ``V``'s rows."""
+        return self._transformed(cross)
+
     def _transformed(self, cross: Tensor) -> list[Tensor]:
         """``V T_c^T`` for every output c, the mean over points and outputs off where centred."""
         outputs, n = self.alpha.shape[2], cross.shape[2]

@@ -25,7 +25,15 @@ from .metrics import score
 from .problem import Problems
 from .settings import Options, Setting, columns
 from .solve import solve_raising_ridge
-from .spectrum import Directions, chain, lanczos, log_trace, noise_like
+from .spectrum import (
+    Directions,
+    Seen,
+    chain,
+    gradients_seen,
+    lanczos,
+    nearly_coinciding,
+    noise_like,
+)
 from .steps import Rows, Step, select
 
 
@@ -226,6 +234,23 @@ class GramFits(Fits):
     def _directions(self, count: int, explained: bool) -> Directions:
         # M_b is the AGOP of fit b - 1; the identity has no direction, so fit 0 uses its own.
         depth = self.best.clamp(min=1)
+        near = nearly_coinciding(self.steps, depth)
+        seen = None
+        if near or explained:
+            points = repeated(self.points, self.repeat)
+            seen = gradients_seen(self.steps, depth, points, axes=near)
+        found = self._along_axes(count, seen) if near else self._through_chain(count, depth)
+        vectors, values, logs = found
+        vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+        values = values.clamp(min=0).double()
+        share = torch.full_like(values, float("nan"))
+        if explained:
+            share = values * (logs - seen.log_trace()).exp().unsqueeze(-1)
+        return Directions(self.signed(vectors), values * logs.exp().unsqueeze(-1), share)
+
+    def _through_chain(self, count: int, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Eigenvectors from n x n products alone: vectors, values, and the values' logarithmic
+        factor."""
         apply, logs = chain(self.steps, depth)
         # Through the map once, so that no coefficient is left where the metric sees nothing: a huge
         # row would carry its rounding into the direction.
@@ -233,13 +258,14 @@ class GramFits(Fits):
         coefficients, values = lanczos(self._inner, apply, count, start)
         points = self.points
         joined = coefficients.reshape(len(points), -1, points.shape[1])
-        vectors = (joined @ points).view(len(depth), -1, points.shape[2])
-        vectors = vectors / vectors.norm(dim=-1, keepdim=True)
-        values = values.clamp(min=0).double()
-        share = torch.full_like(values, float("nan"))
-        if explained:
-            share = values * (logs - log_trace(self.steps, depth)).exp().unsqueeze(-1)
-        return Directions(self.signed(vectors), values * logs.exp().unsqueeze(-1), share)
+        return (joined @ points).view(len(depth), -1, points.shape[2]), values, logs
+
+    def _along_axes(self, count: int, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from the gradients themselves, where points nearly coincide."""
+        start = noise_like(seen.factors[0][..., 0] * 0 + 1)
+        found, values = lanczos(lambda vector: vector, seen.apply, count, start)
+        vectors = found if seen.axes is None else found @ seen.axes.mT
+        return vectors, values, seen.log
 
 
 def repeated(tensor: Tensor | None, times: int) -> Tensor | None:

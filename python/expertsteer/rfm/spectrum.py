@@ -60,20 +60,69 @@ def chain(steps: list[Step], depth: Tensor) -> tuple[Callable[[Tensor], Tensor],
     return apply, logs
 
 
-def log_trace(steps: list[Step], depth: Tensor) -> Tensor:
-    """Logarithm of the trace of ``M_depth``, ``[B]``: that of the n x n product of the chain."""
-    n = steps[0].diagonal.shape[1]
-    diagonal = steps[0].diagonal
-    rows = torch.eye(n, dtype=diagonal.dtype, device=diagonal.device).expand(len(diagonal), n, n)
-    logs = torch.zeros(len(diagonal), dtype=torch.float64, device=diagonal.device)
+class Seen(NamedTuple):
+    """The gradients whose Gram matrix is the metric, seen along orthonormal axes.
+
+    ``M_depth = exp(log) axes (sum_c F_c F_c^T) axes^T``.
+    """
+
+    axes: Tensor | None  # [B, d, k] of the rows' space; None for the coordinates themselves
+    factors: list[Tensor]  # F_c, [B, k, n]
+    log: Tensor  # [B]
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """``sum_c F_c F_c^T v`` for ``[B, k]``."""
+        column = vector.unsqueeze(-1)
+        return sum(f @ (f.mT @ column) for f in self.factors).squeeze(-1)
+
+    def log_trace(self) -> Tensor:
+        """Of the metric: a sum of squares, in which nothing cancels."""
+        squares = sum(f.double().square().sum(dim=(1, 2)) for f in self.factors)
+        return self.log + squares.log()
+
+
+def gradients_seen(steps: list[Step], depth: Tensor, points: Tensor, axes: bool) -> Seen:
+    """The gradients of the fit before ``depth`` along the axes of ``points [B, n, d]``.
+
+    Args:
+        axes: whether the axes themselves are needed.
+    """
+    n, d = points.shape[1:]
+    basis, rows = None, points.mT
+    if d > n:
+        basis, rows = torch.linalg.qr(points.mT, mode="reduced" if axes else "r")
+    logs = torch.zeros(len(points), dtype=torch.float64, device=points.device)
+    found, kept = logs.clone(), None
     for t in range(int(depth.max())):
-        further = depth > t
-        following, _ = steps[t].carry.advance(rows)
-        size = following.abs().amax(dim=(1, 2))
-        rescale = 1.0 if steps[t].rescale is None else steps[t].rescale.double()
-        logs += torch.where(further, (size.double() / rescale).log(), 0.0)
-        rows = torch.where(further.view(-1, 1, 1), following / size.view(-1, 1, 1), rows)
-    return logs + rows.diagonal(dim1=-2, dim2=-1).double().sum(dim=-1).log()
+        size = rows.abs().amax(dim=(1, 2))
+        rows, logs = rows / size.view(-1, 1, 1), logs + size.double().log()
+        factors, rescale = steps[t].carry.gradients(rows), steps[t].rescale
+        scale = logs.new_zeros(len(logs)) if rescale is None else rescale.double().log()
+        here = depth == t + 1
+        kept = factors if kept is None else [
+            torch.where(here.view(-1, 1, 1), new, old) for new, old in zip(factors, kept)
+        ]  # fmt: skip
+        found = torch.where(here, 2 * logs - scale, found)
+        rows, logs = steps[t].carry.advance(rows)[0], logs - scale
+    return Seen(basis, kept, found)
+
+
+def nearly_coinciding(steps: list[Step], depth: Tensor) -> bool:
+    """Whether points are so near to one another that the n x n matrices cannot tell directions.
+
+    The map of `chain` multiplies the rounding of P by W^2; what it should find is about
+    n / L^2 in the same unit.
+    """
+    for t in range(int(depth.max())):
+        step, weights = steps[t], steps[t].carry.weights
+        n = weights.shape[-1]
+        noise = weights.amax(dim=-1).square() * step.diagonal * torch.finfo(weights.dtype).eps
+        if bool((noise.amax(dim=-1) * step.bandwidth.square() > NOISE * n).any()):
+            return True
+    return False
+
+
+NOISE = 1e-5  # of the trace, from which on directions are sought without the n x n map
 
 
 Map = Callable[[Tensor], Tensor]
