@@ -39,16 +39,15 @@ class Carry:
         From ``V = X_new M X^T`` of ``[B, m, n]`` to ``V B P`` and to the diagonal of
         ``V B V^T = X_new M' X_new^T``, ``[B, m]``.
         """
-        factors = self._transformed(cross)  # V T_c^T
+        factors = self.gradients(cross)  # V T_c^T
         square = sum(f.square().sum(dim=-1) for f in factors)
         return sum(f @ self.rows[:, c] for c, f in enumerate(factors)), square
 
     def gradients(self, cross: Tensor) -> list[Tensor]:
-        """``V T_c^T`` for every output: the gradients at the points, seen from ``V``'s rows."""
-        return self._transformed(cross)
+        """The gradients at the points as V sees them: ``V T_c^T`` for every output c.
 
-    def _transformed(self, cross: Tensor) -> list[Tensor]:
-        """``V T_c^T`` for every output c, the mean over points and outputs off where centred."""
+        Where centred, the mean over points and outputs is taken off.
+        """
         outputs, n = self.alpha.shape[2], cross.shape[2]
         factors = []
         for c in range(outputs):

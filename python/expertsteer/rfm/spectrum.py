@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .steps import Step
 
+NOISE = 1e-5  # of the trace, from which on directions are sought without the n x n map
+
 
 class Directions(NamedTuple):
     """Leading eigenvectors of the AGOP, the largest first.
@@ -93,7 +95,8 @@ def gradients_seen(steps: list[Step], depth: Tensor, points: Tensor, axes: bool)
         basis, rows = torch.linalg.qr(points.mT, mode="reduced" if axes else "r")
     logs = torch.zeros(len(points), dtype=torch.float64, device=points.device)
     found, kept = logs.clone(), None
-    for t in range(int(depth.max())):
+    last = int(depth.max())
+    for t in range(last):
         size = rows.abs().amax(dim=(1, 2))
         rows, logs = rows / size.view(-1, 1, 1), logs + size.double().log()
         factors, rescale = steps[t].carry.gradients(rows), steps[t].rescale
@@ -103,7 +106,8 @@ def gradients_seen(steps: list[Step], depth: Tensor, points: Tensor, axes: bool)
             torch.where(here.view(-1, 1, 1), new, old) for new, old in zip(factors, kept)
         ]  # fmt: skip
         found = torch.where(here, 2 * logs - scale, found)
-        rows, logs = steps[t].carry.advance(rows)[0], logs - scale
+        if t + 1 < last:
+            rows, logs = steps[t].carry.advance(rows)[0], logs - scale
     return Seen(basis, kept, found)
 
 
@@ -120,9 +124,6 @@ def nearly_coinciding(steps: list[Step], depth: Tensor) -> bool:
         if bool((noise.amax(dim=-1) * step.bandwidth.square() > NOISE * n).any()):
             return True
     return False
-
-
-NOISE = 1e-5  # of the trace, from which on directions are sought without the n x n map
 
 
 Map = Callable[[Tensor], Tensor]
