@@ -129,8 +129,19 @@ def decode_table(document: dict) -> list[str]:
 
 def compiled_table(document: dict) -> list[str]:
     lines, found = by_size(document, "compiled")
+    each = [row["each"] for row in found if "each" in row]
+    for line, medians in zip(lines, each):
+        line.insert(-1, ", ".join(f"{median:.3f}" for median in medians))
     title = "One step compiled by `torch.compile` (inductor), static cache, against compiled"
-    head = ["hidden", "batch", "layers", "tool", "x compiled unsteered", "rounds"]
+    head = [
+        "hidden",
+        "batch",
+        "layers",
+        "tool",
+        "x compiled unsteered",
+        "each compilation",
+        "rounds",
+    ]
     text = table(title, head, lines, found)
     measured = {row["hidden"] for row in found}
     missing = [f"hidden {width}: not measured." for width in cases.WIDTHS if width not in measured]

@@ -85,10 +85,12 @@ class DecoderSlot(Unmovable, Decoder):
         layers = steering.decoder.decoder
         for name in self.list_names:
             layers = getattr(layers, name)
+        layers = [layers[i] for i, carries in enumerate(steering.carrying) if carries == "1"]
         tables, operation, added = steering.tables, steering.operation, None
         if operation == "add" and mask.shape[0] == 1 and mask.shape[1] == 1:
             added = reference_steer.displacements(tables, rows, strengths, mask)
-        return SharedByLayers(layers, tables, rows, strengths, mask, operation, added)
+        function = steering.layer_function
+        return SharedByLayers(layers, function, tables, rows, strengths, mask, operation, added)
 
     def after(self, output: Any, inputs: dict[str, Any], serial: int, ran: int) -> Any:
         """The output of a pass in which every slot ran, and that is finite.

@@ -90,6 +90,10 @@ def all_finite(hidden: Tensor) -> bool | None:
 class Unmovable:
     """Stands in for a method of a live model, so it must not travel with a copy of it."""
 
+    def retire(self) -> None:
+        """Whoever keeps it, a wrapper or a graph, sees the original through it from now on."""
+        self.off = self.detached = True
+
     def __deepcopy__(self, memo: Any):
         raise ValueError("a steered model cannot be deep-copied; detach the steering first")
 

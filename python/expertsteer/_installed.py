@@ -40,6 +40,9 @@ class Installed:
         regional: layers were compiled one by one.
         tables: those of all slots as compiled passes read them, ``[L, R, D]``; ``None`` where each
             slot reads its own.
+        alike: buffers of any slot, for what all of them share; layer_function: the forward of the
+            steered layers where it is one for all; carrying: "1" or "0" for each layer of the
+            model, one string because a graph checks a string with one comparison.
     """
 
     def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str, mode: str):
@@ -91,6 +94,10 @@ class Installed:
         alike = len({slot.kind for slot in slots}) == 1
         needed = any(slot.needs_norms or slot.function_of_layer is None for slot in slots)
         self.tables, self.alike = None, slots[0].buffers
+        functions = {slot.function_of_layer for slot in slots}
+        self.layer_function = functions.pop() if len(functions) == 1 else None
+        carries = set(self.slots)
+        self.carrying = "".join("01"[i in carries] for i in range(len(self.decoder.layers)))
         if alike and not needed and not self.regional:
             self.tables = self.bank.stack([slot.buffers for slot in slots])
 
@@ -187,7 +194,7 @@ class Installed:
 
 def _put_back(owner: nn.Module, name: str, previous: Any, slot: Any) -> None:
     """Undo a replacement, also where somebody else has wrapped the slot since."""
-    slot.off = slot.detached = True  # a wrapper that keeps it sees the original through it
+    slot.retire()
     if owner.__dict__.get(name) is slot:
         if previous is None:
             del owner.__dict__[name]

@@ -29,7 +29,10 @@ class LayerSlot(Unmovable, Slot):
         super().__init__(layer.forward, self.steer, steering.passes)
         functools.update_wrapper(self, layer.forward)
         self.steering, self.index, self.layer, self.backend = steering, index, layer, backend
-        self.detached, self.place = False, steering.bank.layers.index(index)
+        self.detached = False
+        # Its place among the steered layers, while attached: all that a graph with a shared
+        # look-up reads, and checks, of a slot.
+        self.place: int | None = steering.bank.layers.index(index)
         # What a compiler follows: through the bound method it would check each layer once more.
         bound = inspect.ismethod(layer.forward) and layer.forward.__self__ is layer
         self.function_of_layer = layer.forward.__func__ if bound else None
@@ -49,6 +52,11 @@ class LayerSlot(Unmovable, Slot):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.buffers = self.steering.bank.buffers(self.index, device, wide)
         self.rearm()
+
+    def retire(self) -> None:
+        """From now on only the layer's own forward, also for graphs that hold this slot."""
+        super().retire()
+        self.place = None
 
     def rearm(self) -> None:
         """Hand the addresses of the buffers to the quick way, or take them back."""
@@ -122,8 +130,9 @@ class LayerSlot(Unmovable, Slot):
 def _traced_call(self: LayerSlot, *args: Any, **kwargs: Any) -> Any:
     """The call of a `LayerSlot` as a compiler sees it."""
     shared = handing.now
-    if shared is not None and not self.detached:
-        output = self.function_of_layer(shared.layers[self.index], *args, **kwargs)
+    if shared is not None and self.place is not None:
+        function = shared.function or self.function_of_layer
+        output = function(shared.layers[self.place], *args, **kwargs)
         if isinstance(output, tuple):
             return (_steered_alike(output[0], shared, self.place), *output[1:])
         return _steered_alike(output, shared, self.place)
