@@ -8,10 +8,13 @@ NOTE = """\
 Llamas of 16 layers with random weights, single precision, prompt of 16 tokens. The tools of a row
 run on the same weights, in rounds whose order rotates; figures are medians over the rounds of what
 they add to the unsteered call of the same round, or of their ratio to it, with the 95 % interval of
-that median in brackets. Before any is timed, logits and tokens are compared with those of a plain
-hook. *0 layers* is a steering attached to all of them, at strength 0. The first two tables leave
-the products of the layers out, so that what is put around them is all there is to time; in a real
-step it runs on caches that the weights have just passed through, and costs more.
+that median in brackets. Steps are repeated with new modules, made in another order; *each* has the
+medians of the repetitions. Where the objects of a model come to lie in memory moves a figure by
+more than its rounds do, and the second unsteered model shows how far. Before any is timed, logits
+and tokens are compared with those of a plain hook. *0 layers* is a steering attached to all of
+them, at strength 0. The first two tables leave the products of the layers out, so that what is put
+around them is all there is to time; in a real step it runs on caches that the weights have just
+passed through, and costs more.
 """
 
 
@@ -93,13 +96,15 @@ def by_size(document: dict, part: str, extra: str = "") -> tuple[list[list[str]]
         line.append(spread(row["ratio"], ".3f"))
         if extra:
             line.append(spread(row[extra], ".2f") if row["layers"] != "0" else "")
-        lines.append([*line, str(row["ratio"]["rounds"])])
+        each = ", ".join(f"{median:.3f}" for median in row.get("each", []))
+        lines.append([*line, each, str(row["ratio"]["rounds"])])
     return lines, found
 
 
 def step_table(document: dict) -> list[str]:
     lines, found = by_size(document, "step", "added_us_per_layer")
-    head = ["hidden", "batch", "layers", "tool", "x unsteered", "us per steered layer", "rounds"]
+    head = ["hidden", "batch", "layers", "tool", "x unsteered", "us per steered layer"]
+    head += ["each", "rounds"]
     text = table("One decoding step with a cache", head, lines, found)
     steps = rows_of(document, "step", tool="unsteered")
     text += ["", "Unsteered step: " + sizes(steps, "ms") + "."] if steps else []
@@ -129,9 +134,6 @@ def decode_table(document: dict) -> list[str]:
 
 def compiled_table(document: dict) -> list[str]:
     lines, found = by_size(document, "compiled")
-    each = [row["each"] for row in found if "each" in row]
-    for line, medians in zip(lines, each):
-        line.insert(-1, ", ".join(f"{median:.3f}" for median in medians))
     title = "One step compiled by `torch.compile` (inductor), static cache, against compiled"
     head = [
         "hidden",
@@ -139,7 +141,7 @@ def compiled_table(document: dict) -> list[str]:
         "layers",
         "tool",
         "x compiled unsteered",
-        "each compilation",
+        "each",
         "rounds",
     ]
     text = table(title, head, lines, found)

@@ -18,6 +18,8 @@ import inject_cases as cases
 from expertsteer._decoder_slots import OpenPass
 from expertsteer._positions import Prompt
 
+AGAIN = "unsteered, again"  # other modules on the same weights: what is noise
+
 
 def require(right: bool, what: str) -> None:
     if not right:
@@ -146,11 +148,22 @@ def thread_counts(width: int, batch: int, budget: float) -> list[dict]:
 
 
 @torch.inference_mode()
-def whole_steps(width: int, batch: int, budget: float) -> list[dict]:
-    """One decoding step of the real model with a cache; every tool on the same weights."""
+def whole_steps(width: int, batch: int, budget: float, repeats: int = 5) -> list[dict]:
+    """One decoding step of the real model with a cache; every tool on the same weights.
+
+    Repeated with new modules, made in another order: where a model's objects lie in memory moves
+    a figure by more than its rounds do. A second unsteered model shows by how much.
+    """
+    runs = [_steps_once(width, batch, budget / repeats, turn) for turn in range(repeats)]
+    rows = _ratios(_pooled(runs), {"hidden": width, "batch": batch}, per="added_us_per_layer")
+    return _with_each(rows, runs)
+
+
+def _steps_once(width: int, batch: int, budget: float, turn: int) -> dict[tuple, list[float]]:
+    """Seconds of every tool's step, on modules of its own, after a check of its logits."""
     model, timed, outputs = cases.llama(width), {}, {}
     with ExitStack() as stack:
-        for tool, name, own in _tools(model, stack):
+        for tool, name, own in _tools(model, stack, turn):
             _, step = _after_prompt(own, batch)
 
             def call(own=own, step=step):
@@ -160,8 +173,21 @@ def whole_steps(width: int, batch: int, budget: float) -> list[dict]:
 
             timed[tool, name], outputs[tool, name] = call, call()
         _require_alike(outputs)
-        taken = cases.interleave(timed, budget)
-    return _ratios(taken, {"hidden": width, "batch": batch}, per="added_us_per_layer")
+        return cases.interleave(timed, budget)
+
+
+def _pooled(runs: list[dict]) -> dict:
+    return {key: sum((run[key] for run in runs), []) for key in runs[0]}
+
+
+def _with_each(rows: list[dict], runs: list[dict]) -> list[dict]:
+    """The rows with the median ratio of every repetition by itself."""
+    for row in rows:
+        if "ratio" in row:
+            key = row["tool"], row["layers"]
+            ratios = [cases.ratio(run[key], run["unsteered", "0"]) for run in runs]
+            row["each"] = [ratio["median"] for ratio in ratios]
+    return rows
 
 
 @torch.inference_mode()
@@ -189,15 +215,26 @@ def decodes(width: int, batch: int, budget: float) -> list[dict]:
     return rows
 
 
-def _tools(model, stack: ExitStack):
+def _tools(model, stack: ExitStack, turn: int = 0):
     """Twins of the model, each steered by one tool at some layers, while the stack is open."""
-    yield "unsteered", "0", cases.twin(model)
-    for name, layers in cases.LAYERS.items():
-        deltas = cases.displacements(model.config.hidden_size, layers)
-        for tool in cases.OWN_TOOLS[1:] if deltas else ("fold", "slot"):
-            own = cases.twin(model)
+    unsteered = [("unsteered", "0"), (AGAIN, "0")]
+    steered = [
+        (tool, name)
+        for name, layers in cases.LAYERS.items()
+        for tool in (cases.OWN_TOOLS[1:] if layers else ("fold", "slot"))
+    ]
+    for tool, name in _turned([*unsteered, *steered], turn):
+        own = cases.twin(model)
+        if (tool, name) not in unsteered:
+            deltas = cases.displacements(model.config.hidden_size, cases.LAYERS[name])
             stack.enter_context(cases.steered(tool, own, deltas))
-            yield tool, name, own
+        yield tool, name, own
+
+
+def _turned(tools: list, turn: int) -> list:
+    """In another order each turn, so that in five turns none is always made first."""
+    first = turn * len(tools) // 5 % len(tools)
+    return tools[first:] + tools[:first]
 
 
 def _require_alike(outputs: dict) -> None:
@@ -226,45 +263,39 @@ def _ratios(taken: dict, case: dict, per: str = "") -> list[dict]:
 
 @torch.inference_mode()
 def compiled(
-    width: int, batch: int, budget: float, backend: str = "inductor", compilations: int = 3
+    width: int, batch: int, budget: float, backend: str = "inductor", repeats: int = 5
 ) -> list[dict]:
-    """One compiled decoding step over a static cache, all layers steered.
-
-    Several compilations, each of new modules: where their code and objects come to lie in memory
-    moves a figure by more than its rounds do.
-    """
+    """One compiled decoding step over a static cache, all layers steered; see `whole_steps`."""
     runs = [
-        _compiled_once(width, batch, budget / compilations, backend) for _ in range(compilations)
+        _compiled_once(width, batch, budget / repeats, turn, backend) for turn in range(repeats)
     ]
-    base = [run.pop("unsteered") for run in runs]
-    case = {"hidden": width, "batch": batch, "layers": "all 16"}
-    rows = [case | {"tool": "unsteered", "ms": 1e3 * cases.middle(sum(base, []))["median"]}]
-    for tool in runs[0]:
-        pooled = cases.ratio(sum((run[tool] for run in runs), []), sum(base, []))
-        each = [cases.ratio(run[tool], own)["median"] for run, own in zip(runs, base)]
-        rows.append(case | {"tool": tool, "ratio": pooled, "each": each})
-    return rows
+    return _with_each(_ratios(_pooled(runs), {"hidden": width, "batch": batch}), runs)
 
 
-def _compiled_once(width: int, batch: int, budget: float, backend: str) -> dict[str, list[float]]:
+def _compiled_once(
+    width: int, batch: int, budget: float, turn: int, backend: str
+) -> dict[tuple, list[float]]:
     """Seconds of every tool's step, compiled anew and checked against a hook's."""
     model, timed, outputs = cases.llama(width), {}, {}
     deltas = cases.displacements(width, cases.LAYERS["all 16"])
-    ids = cases.prompt(batch)
+    ids, steered = cases.prompt(batch), "all 16"
+    tools = [("unsteered", "0"), (AGAIN, "0")]
+    tools += [(tool, steered) for tool in ("fold", "slot", "bare addition")]
     torch.compiler.reset()
     with ExitStack() as stack:
-        for tool in ("unsteered", "fold", "slot"):
+        for tool, name in _turned(tools, turn):
             own = cases.twin(model)
-            stack.enter_context(cases.steered(tool, own, deltas))
-            timed[tool], outputs[tool] = _compiled_step(own, ids, backend)
-        own = cases.twin(model)
-        stack.enter_context(_bare_additions(own, deltas))
-        timed["bare addition"], outputs["bare addition"] = _compiled_step(own, ids, backend)
+            if tool == "bare addition":
+                stack.enter_context(_bare_additions(own, deltas))
+            elif name == steered:
+                stack.enter_context(cases.steered(tool, own, deltas))
+            timed[tool, name], outputs[tool, name] = _compiled_step(own, ids, backend)
         eager = cases.twin(model)
         stack.enter_context(cases.hooks(eager, deltas))
         expected = eager(**_after_prompt(eager, batch)[1]).logits
-        for tool in ("fold", "slot", "bare addition"):
-            require_near(outputs[tool], expected, f"compiled {tool}")
+        for (tool, name), found in outputs.items():
+            if name == steered:
+                require_near(found, expected, f"compiled {tool}")
         return cases.interleave(timed, budget)
 
 
