@@ -23,6 +23,7 @@ LAYERS = {"0": (), "1": (8,), "all 16": tuple(range(DEPTH))}
 # New tokens of one whole decode: fewer where a step is slow, so that there are rounds to pair.
 NEW_TOKENS = {(256, 1): 64, (256, 32): 16, (1024, 1): 16, (1024, 32): 8}
 OWN_TOOLS = ("unsteered", "python hook", "fold", "slot")
+BIAS = "bias by hand"
 TOLERANCE = 1e-4  # of the largest logit, between tools that add in another order
 
 
@@ -100,6 +101,20 @@ def hooks(model: nn.Module, deltas: dict[int, Tensor], in_place: bool = False):
             handle.remove()
 
 
+@contextmanager
+def biases(model: nn.Module, deltas: dict[int, Tensor]):
+    """Linears with a bias of torch's own, and nothing else: what folding cannot cost less than."""
+    linears = {i: model.model.layers[i].mlp.down_proj for i in deltas}
+    with torch.inference_mode(False):  # parameters like those of the model
+        for i, linear in linears.items():
+            linear.bias = nn.Parameter(deltas[i].clone())
+    try:
+        yield
+    finally:
+        for linear in linears.values():
+            linear.bias = None
+
+
 def attached(model: nn.Module, deltas: dict[int, Tensor], mode: str, **options):
     """expertsteer. No layers at all: attached to every one, at strength 0."""
     import expertsteer as es
@@ -111,11 +126,13 @@ def attached(model: nn.Module, deltas: dict[int, Tensor], mode: str, **options):
 
 
 def steered(tool: str, model: nn.Module, deltas: dict[int, Tensor]):
-    """A context in which ``model`` is steered by one of `OWN_TOOLS`."""
+    """A context in which ``model`` is steered by one of `OWN_TOOLS`, or `BIAS`."""
     if tool == "unsteered":
         return nullcontext()
     if tool == "python hook":
         return hooks(model, deltas)
+    if tool == BIAS:
+        return biases(model, deltas)
     return attached(model, deltas, tool)
 
 

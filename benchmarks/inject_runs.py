@@ -223,6 +223,7 @@ def _tools(model, stack: ExitStack, turn: int = 0):
         for name, layers in cases.LAYERS.items()
         for tool in (cases.OWN_TOOLS[1:] if layers else ("fold", "slot"))
     ]
+    steered.append((cases.BIAS, "all 16"))
     for tool, name in _turned([*unsteered, *steered], turn):
         own = cases.twin(model)
         if (tool, name) not in unsteered:
