@@ -89,7 +89,7 @@ class MetricFits(Fits):
         def apply(vector: Tensor) -> Tensor:
             return (self._agop @ vector.unsqueeze(-1)).squeeze(-1) / scale
 
-        vectors, values = lanczos(lambda v: v, apply, count, start)
+        vectors, values, _ = lanczos(lambda v: v, apply, count, start)
         vectors = vectors / vectors.norm(dim=-1, keepdim=True)
         values = values.clamp(min=0).double() * scale.double()
         trace = self._agop.diagonal(dim1=-2, dim2=-1).double().sum(dim=-1, keepdim=True)

@@ -26,12 +26,13 @@ from .problem import Problems
 from .settings import Options, Setting, columns
 from .solve import solve_raising_ridge
 from .spectrum import (
+    ASYMMETRY,
     Directions,
+    Eigenpairs,
     Seen,
     chain,
     gradients_seen,
     lanczos,
-    nearly_coinciding,
     noise_like,
 )
 from .steps import Rows, Step, select
@@ -234,13 +235,14 @@ class GramFits(Fits):
     def _directions(self, count: int, explained: bool) -> Directions:
         # M_b is the AGOP of fit b - 1; the identity has no direction, so fit 0 uses its own.
         depth = self.best.clamp(min=1)
-        near = nearly_coinciding(self.steps, depth)
+        (vectors, values, asymmetry), logs = self._through_chain(count, depth)
+        drowned = bool((asymmetry > ASYMMETRY).any())
         seen = None
-        if near or explained:
+        if drowned or explained:
             points = repeated(self.points, self.repeat)
-            seen = gradients_seen(self.steps, depth, points, axes=near)
-        found = self._along_axes(count, seen) if near else self._through_chain(count, depth)
-        vectors, values, logs = found
+            seen = gradients_seen(self.steps, depth, points, axes=drowned)
+        if drowned:
+            (vectors, values, _), logs = self._along_axes(count, seen), seen.log
         vectors = vectors / vectors.norm(dim=-1, keepdim=True)
         values = values.clamp(min=0).double()
         share = torch.full_like(values, float("nan"))
@@ -248,24 +250,24 @@ class GramFits(Fits):
             share = values * (logs - seen.log_trace()).exp().unsqueeze(-1)
         return Directions(self.signed(vectors), values * logs.exp().unsqueeze(-1), share)
 
-    def _through_chain(self, count: int, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Eigenvectors from n x n products alone: vectors, values, and the values' logarithmic
-        factor."""
+    def _through_chain(self, count: int, depth: Tensor) -> tuple[Eigenpairs, Tensor]:
+        """Eigenvectors in d dimensions from n x n products alone, and the logarithm of the factor
+        that the values lack."""
         apply, logs = chain(self.steps, depth)
         # Through the map once, so that no coefficient is left where the metric sees nothing: a huge
         # row would carry its rounding into the direction.
         start = apply(self.steps[0].alpha[..., 0] + noise_like(self.steps[0].alpha[..., 0]))
-        coefficients, values = lanczos(self._inner, apply, count, start)
+        found = lanczos(self._inner, apply, count, start, ASYMMETRY)
         points = self.points
-        joined = coefficients.reshape(len(points), -1, points.shape[1])
-        return (joined @ points).view(len(depth), -1, points.shape[2]), values, logs
+        joined = found.vectors.reshape(len(points), -1, points.shape[1])
+        vectors = (joined @ points).view(len(depth), -1, points.shape[2])
+        return found._replace(vectors=vectors), logs
 
-    def _along_axes(self, count: int, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
-        """The same from the gradients themselves, where points nearly coincide."""
+    def _along_axes(self, count: int, seen: Seen) -> Eigenpairs:
+        """The same from the gradients themselves, for the factor ``exp(seen.log)``."""
         start = noise_like(seen.factors[0][..., 0] * 0 + 1)
-        found, values = lanczos(lambda vector: vector, seen.apply, count, start)
-        vectors = found if seen.axes is None else found @ seen.axes.mT
-        return vectors, values, seen.log
+        found = lanczos(lambda vector: vector, seen.apply, count, start)
+        return found if seen.axes is None else found._replace(vectors=found.vectors @ seen.axes.mT)
 
 
 def repeated(tensor: Tensor | None, times: int) -> Tensor | None:
