@@ -105,7 +105,7 @@ def main():
         "demo pair": lambda: concepts(
             cases.demo_concepts(200, 200), demo.load("expert"), demo.load("target"), 1024
         ),
-        "larger pair": lambda: concepts(cases.made_concepts(20, 100, 64), *made, 64),
+        "larger pair": lambda: concepts(cases.made_concepts(200, 100, 64), *made, 64),
     }
     found = {
         "machine": f"{processor()}, 2 cores",
