@@ -53,6 +53,44 @@ def test_a_compiled_model_is_steered_whenever_it_was_compiled(model, mode, when)
     torch.testing.assert_close(logits(run, ids, use_cache=False), unsteered)
 
 
+def test_a_slot_that_others_kept_is_the_layer_again_after_detaching(model):
+    ids, unsteered = tokens(), logits(model, tokens(), use_cache=False)
+    steering = es.attach(model, vectors(), strength=0.7, mode="slot")
+    layer = steering.decoder.layers[steering.bank.layers[0]]
+    kept, calls = layer.forward, []
+
+    def wrapper(*args, **kwargs):
+        calls.append(1)
+        return kept(*args, **kwargs)
+
+    layer.forward = wrapper
+    run = torch.compile(model, backend="eager")
+    assert not torch.allclose(logits(run, ids, use_cache=False), unsteered)
+    steering.detach()
+    assert layer.forward is wrapper
+    torch.testing.assert_close(logits(run, ids, use_cache=False), unsteered)
+    assert calls
+
+
+def test_layers_that_differ_are_steered_each_by_its_own_forward():
+    """Some decoders mix kinds of layers; what slots share cannot hold their forward then."""
+
+    class Negated(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, hidden, *args, **kwargs):
+            return -self.layer(hidden, *args, **kwargs)
+
+    model, ids = llama(), tokens()
+    model.model.layers[1] = Negated(model.model.layers[1])
+    with es.attach(model, vectors(), strength=0.7, mode="slot") as steering:
+        assert len({type(layer) for layer in steering.decoder.layers}) == 2
+        expected = logits(model, ids, use_cache=False)
+        torch.testing.assert_close(logits(compiled(model), ids, use_cache=False), expected)
+
+
 def test_strength_zero_is_bit_exact_when_compiled(model, mode):
     ids, run = tokens(), compiled(model)
     before = logits(run, ids, use_cache=False)

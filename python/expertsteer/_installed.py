@@ -86,19 +86,18 @@ class Installed:
         self._replace_generate()
         compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
         self.regional = any(call is not None for call in compiled)
-        self._stack_tables()
+        self._share()
 
-    def _stack_tables(self) -> None:
-        """One tensor for the tables of all layers, where compiled passes need no more of them."""
+    def _share(self) -> None:
+        """What compiled passes look up once, where their layers need nothing else of their own."""
         slots = list(self.slots.values())
-        alike = len({slot.kind for slot in slots}) == 1
-        needed = any(slot.needs_norms or slot.function_of_layer is None for slot in slots)
         self.tables, self.alike = None, slots[0].buffers
         functions = {slot.function_of_layer for slot in slots}
-        self.layer_function = functions.pop() if len(functions) == 1 else None
-        carries = set(self.slots)
-        self.carrying = "".join("01"[i in carries] for i in range(len(self.decoder.layers)))
-        if alike and not needed and not self.regional:
+        self.layer_function = next(iter(functions)) if len(functions) == 1 else None
+        self.carrying = "".join("01"[i in self.slots] for i in range(len(self.decoder.layers)))
+        alike = len({slot.kind for slot in slots}) == 1
+        needs = any(slot.needs_norms for slot in slots) or None in functions or self.regional
+        if alike and not needs:
             self.tables = self.bank.stack([slot.buffers for slot in slots])
 
     def _replace_generate(self) -> None:
