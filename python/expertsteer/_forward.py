@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -56,5 +57,6 @@ def logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
 def _input_device(model: nn.Module) -> torch.device:
     """Where token ids go: to the embedding, or to the first parameter that is not offloaded."""
     embedding = token_embedding(model)
-    parameters = [*(embedding.parameters() if embedding is not None else ()), *model.parameters()]
+    first = () if embedding is None else embedding.parameters()
+    parameters = chain(first, model.parameters())  # asked at every pass, and the first one answers
     return next((p.device for p in parameters if p.device.type != "meta"), torch.device("cpu"))
