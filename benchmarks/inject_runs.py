@@ -6,12 +6,12 @@ Every function gives rows for the tables of ``table_inject.py``. A check that fa
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 import expertsteer as es
 import inject_cases as cases
@@ -77,7 +77,7 @@ def passes(width: int, batch: int, budget: float) -> list[dict]:
     The tools steer as inside ``generate`` after a prompt; ``"generated"`` also chooses positions,
     and rows for each sequence.
     """
-    ids, step = _after_prompt(cases.llama(width), batch)
+    ids, step = after_prompt(cases.llama(width), batch)
     timed, outputs = {}, {}
     with ExitStack() as stack:
         for name, layers in cases.LAYERS.items():
@@ -116,7 +116,7 @@ def passes(width: int, batch: int, budget: float) -> list[dict]:
     ]
 
 
-def _after_prompt(model, batch: int) -> tuple[Tensor, dict]:
+def after_prompt(model, batch: int) -> tuple[Tensor, dict]:
     """The prompt, and the arguments of the decoding step that follows it."""
     ids = cases.prompt(batch)
     cache = DynamicCache(config=model.config)
@@ -129,7 +129,7 @@ def _after_prompt(model, batch: int) -> tuple[Tensor, dict]:
 def thread_counts(width: int, batch: int, budget: float) -> list[dict]:
     """The unsteered step with one thread and with two, each after a warm-up of its own."""
     model, kept = cases.llama(width), torch.get_num_threads()
-    _, step = _after_prompt(model, batch)
+    _, step = after_prompt(model, batch)
 
     def call():
         model(**step)
@@ -155,8 +155,8 @@ def whole_steps(width: int, batch: int, budget: float, repeats: int = 5) -> list
     a figure by more than its rounds do. A second unsteered model shows by how much.
     """
     runs = [_steps_once(width, batch, budget / repeats, turn) for turn in range(repeats)]
-    rows = _ratios(_pooled(runs), {"hidden": width, "batch": batch}, per="added_us_per_layer")
-    return _with_each(rows, runs)
+    rows = ratios(pooled(runs), {"hidden": width, "batch": batch}, per="added_us_per_layer")
+    return with_each(rows, runs)
 
 
 def _steps_once(width: int, batch: int, budget: float, turn: int) -> dict[tuple, list[float]]:
@@ -164,7 +164,7 @@ def _steps_once(width: int, batch: int, budget: float, turn: int) -> dict[tuple,
     model, timed, outputs = cases.llama(width), {}, {}
     with ExitStack() as stack:
         for tool, name, own in _tools(model, stack, turn):
-            _, step = _after_prompt(own, batch)
+            _, step = after_prompt(own, batch)
 
             def call(own=own, step=step):
                 found = own(**step).logits
@@ -176,11 +176,11 @@ def _steps_once(width: int, batch: int, budget: float, turn: int) -> dict[tuple,
         return cases.interleave(timed, budget)
 
 
-def _pooled(runs: list[dict]) -> dict:
+def pooled(runs: list[dict]) -> dict:
     return {key: sum((run[key] for run in runs), []) for key in runs[0]}
 
 
-def _with_each(rows: list[dict], runs: list[dict]) -> list[dict]:
+def with_each(rows: list[dict], runs: list[dict]) -> list[dict]:
     """The rows with the median ratio of every repetition by itself."""
     for row in rows:
         if "ratio" in row:
@@ -208,7 +208,7 @@ def decodes(width: int, batch: int, budget: float) -> list[dict]:
             require(same, f"{tool} at {name} layers generates other tokens")
         taken = cases.interleave(timed, budget)
     case = {"hidden": width, "batch": batch, "new_tokens": new}
-    rows = _ratios(taken, case)
+    rows = ratios(taken, case)
     for row in rows:
         seconds = cases.middle(taken[row["tool"], row["layers"]])["median"]
         row["tokens_per_s"] = batch * new / seconds
@@ -224,7 +224,7 @@ def _tools(model, stack: ExitStack, turn: int = 0):
         for tool in (cases.OWN_TOOLS[1:] if layers else ("fold", "slot"))
     ]
     steered.append((cases.BIAS, "all 16"))
-    for tool, name in _turned([*unsteered, *steered], turn):
+    for tool, name in turned([*unsteered, *steered], turn):
         own = cases.twin(model)
         if (tool, name) not in unsteered:
             deltas = cases.displacements(model.config.hidden_size, cases.LAYERS[name])
@@ -232,7 +232,7 @@ def _tools(model, stack: ExitStack, turn: int = 0):
         yield tool, name, own
 
 
-def _turned(tools: list, turn: int) -> list:
+def turned(tools: list, turn: int) -> list:
     """In another order each turn, so that in five turns none is always made first."""
     first = turn * len(tools) // 5 % len(tools)
     return tools[first:] + tools[:first]
@@ -250,7 +250,7 @@ def _require_alike(outputs: dict) -> None:
         require(cases.difference(found, unsteered) > 0.01, f"{tool} at {name} layers does nothing")
 
 
-def _ratios(taken: dict, case: dict, per: str = "") -> list[dict]:
+def ratios(taken: dict, case: dict, per: str = "") -> list[dict]:
     base = taken.pop(("unsteered", "0"))
     rows = [case | {"tool": "unsteered", "layers": "0", "ms": 1e3 * cases.middle(base)["median"]}]
     for (tool, name), own in taken.items():
@@ -260,81 +260,6 @@ def _ratios(taken: dict, case: dict, per: str = "") -> list[dict]:
         rows.append(row)
     taken["unsteered", "0"] = base
     return rows
-
-
-@torch.inference_mode()
-def compiled(
-    width: int, batch: int, budget: float, backend: str = "inductor", repeats: int = 5
-) -> list[dict]:
-    """One compiled decoding step over a static cache, all layers steered; see `whole_steps`."""
-    runs = [
-        _compiled_once(width, batch, budget / repeats, turn, backend) for turn in range(repeats)
-    ]
-    return _with_each(_ratios(_pooled(runs), {"hidden": width, "batch": batch}), runs)
-
-
-def _compiled_once(
-    width: int, batch: int, budget: float, turn: int, backend: str
-) -> dict[tuple, list[float]]:
-    """Seconds of every tool's step, compiled anew and checked against a hook's."""
-    model, timed, outputs = cases.llama(width), {}, {}
-    deltas = cases.displacements(width, cases.LAYERS["all 16"])
-    ids, steered = cases.prompt(batch), "all 16"
-    tools = [("unsteered", "0"), (AGAIN, "0")]
-    tools += [(tool, steered) for tool in ("fold", "slot", "bare addition")]
-    torch.compiler.reset()
-    with ExitStack() as stack:
-        for tool, name in _turned(tools, turn):
-            own = cases.twin(model)
-            if tool == "bare addition":
-                stack.enter_context(_bare_additions(own, deltas))
-            elif name == steered:
-                stack.enter_context(cases.steered(tool, own, deltas))
-            timed[tool, name], outputs[tool, name] = _compiled_step(own, ids, backend)
-        eager = cases.twin(model)
-        stack.enter_context(cases.hooks(eager, deltas))
-        expected = eager(**_after_prompt(eager, batch)[1]).logits
-        for (tool, name), found in outputs.items():
-            if name == steered:
-                require_near(found, expected, f"compiled {tool}")
-        return cases.interleave(timed, budget)
-
-
-@contextmanager
-def _bare_additions(model, deltas: dict):
-    """``layer(...) + constant`` and nothing else: what any addition costs in a compiled step."""
-
-    def adding(forward, delta):
-        return lambda *args, **kwargs: forward(*args, **kwargs) + delta
-
-    layers = model.model.layers
-    for index, delta in deltas.items():
-        layers[index].forward = adding(layers[index].forward, delta)
-    try:
-        yield
-    finally:
-        for index in deltas:
-            del layers[index].forward
-
-
-def _compiled_step(model, ids: Tensor, backend: str):
-    """A call that runs one compiled step after the prompt, and its logits."""
-    cache = StaticCache(config=model.config, max_cache_len=64)
-    model(ids, past_key_values=cache)
-    start = {
-        id(layer): layer.cumulative_length.clone()
-        for layer in cache.layers
-        if torch.is_tensor(getattr(layer, "cumulative_length", None))
-    }
-    run = cases.compiled_step(model, backend)
-
-    def call():
-        for layer in cache.layers:  # the same place each time
-            if id(layer) in start:
-                layer.cumulative_length.copy_(start[id(layer)])
-        return run(ids[:, -1:], cache)
-
-    return call, call().clone()
 
 
 @torch.inference_mode()
@@ -351,7 +276,7 @@ def distinct_vectors(width: int, budget: float, batch: int = 256) -> list[dict]:
     }
     rows = []
     for name, model in (("model", cases.llama(width)), ("additions alone", cases.hollow(width))):
-        _, step = _after_prompt(cases.llama(width), batch)
+        _, step = after_prompt(cases.llama(width), batch)
         step.pop("past_key_values")
         step.pop("attention_mask")
         with ExitStack() as stack:

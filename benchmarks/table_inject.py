@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 import inject_cases as cases
+import inject_compiled
 import inject_runs as runs
 import peers
 from inject_report import markdown
@@ -31,7 +32,7 @@ PARTS = {
     "step": lambda s: sum((runs.whole_steps(*size, 15 * s) for size in SIZES), []),
     "decode": lambda s: sum((runs.decodes(*size, 30 * s) for size in SIZES), []),
     "distinct": lambda s: runs.distinct_vectors(256, 10 * s),
-    "compiled": lambda s: sum((runs.compiled(*size, 12 * s) for size in SIZES), []),
+    "compiled": lambda s: sum((inject_compiled.compiled(*size, 12 * s) for size in SIZES), []),
     "peers": lambda s: [
         peers.run(name, threads=torch.get_num_threads(), budget=4 * s, widths=widths())
         for name in peers.PEERS
