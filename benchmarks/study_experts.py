@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from expertsteer import demo
@@ -75,21 +75,8 @@ RECIPES: dict[str, Callable[..., tuple[Any, Any, list[float]]]] = {
 def letter_tokenizer() -> PreTrainedTokenizerFast:
     """One token per letter, space or mark."""
     signs = sorted({" ", *(sign for word in world.vocabulary() for sign in word)})
-    ids = {sign: i for i, sign in enumerate((*train.SPECIAL, *signs))}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", ids["<s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        unk_token="<unk>",
-        padding_side="left",
-        model_max_length=LONGEST,
-        clean_up_tokenization_spaces=False,
-    )
+    splitter = pre_tokenizers.Split(Regex("."), "isolated")
+    return train.numbered_tokenizer(signs, splitter, LONGEST)
 
 
 def expert(name: str, cache: Path, progress: bool = False) -> tuple[Any, Any]:

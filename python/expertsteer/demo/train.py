@@ -50,9 +50,17 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """One token per word, numbered in an order of the seed: two checkpoints share no token ids."""
     words = world.vocabulary()
     random.Random(seed).shuffle(words)
-    ids = {word: i for i, word in enumerate((*SPECIAL, *words))}
+    return numbered_tokenizer(words, pre_tokenizers.WhitespaceSplit(), MAX_TOKENS)
+
+
+def numbered_tokenizer(
+    pieces: list[str], splitter: pre_tokenizers.PreTokenizer, longest: int
+) -> PreTrainedTokenizerFast:
+    """One token per piece of text, numbered in their order behind `SPECIAL`; texts begin with
+    ``<s>``, batches are padded on the left."""
+    ids = {piece: i for i, piece in enumerate((*SPECIAL, *pieces))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", ids["<s>"])]
     )
@@ -62,7 +70,7 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         bos_token="<s>",
         unk_token="<unk>",
         padding_side="left",
-        model_max_length=MAX_TOKENS,
+        model_max_length=longest,
         clean_up_tokenization_spaces=False,
     )
 
