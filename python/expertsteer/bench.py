@@ -1,7 +1,7 @@
 """What steering costs on a model and a machine of one's own: whole decodes beside unsteered ones.
 
 The ways of steering take turns in rounds, each round is a ratio to the unsteered decode of the
-same round, and a way whose first tokens or logits differ from a plain hook's gets no speed.
+same round, and a way whose logits differ from a plain hook's gets no speed.
 """
 
 from __future__ import annotations
@@ -155,8 +155,10 @@ def _hooked(model: nn.Module, vectors: SteeringVectors, path: str | None) -> Ite
 
 def _adding(added: Tensor) -> Callable:
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        nonlocal added
         hidden = output[0] if isinstance(output, tuple) else output
-        steered = hidden + added.to(hidden)
+        added = added.to(hidden)  # moves it once
+        steered = hidden + added
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     return hook
