@@ -135,7 +135,7 @@ def test_foreign_and_newer_files_are_refused(tmp_path, make_states):
     with pytest.raises(ArtifactError, match="somebody.else"):
         SteeringVectors.from_pretrained(tmp_path)
     header.write_text("{")
-    with pytest.raises(ArtifactError, match="not readable json"):
+    with pytest.raises(ArtifactError, match="damaged or foreign json file"):
         SteeringVectors.from_pretrained(tmp_path)
 
 
@@ -156,23 +156,45 @@ def test_a_save_cut_short_between_its_two_files_leaves_the_new_artefact(tmp_path
     assert header["note"] == "new" and torch.equal(tensors["x"], torch.ones(2))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"scales": None},
-        {"scales": {"one": 1.0}},
-        {"metadata": ["a", "list"]},
-        {"width": 99},
-        {"layers": [7]},
-    ],
-    ids=str,
-)
-def test_damaged_contents_are_one_clear_error(tmp_path, damage):
-    vectors().save_pretrained(tmp_path)
-    path = tmp_path / "steering_vectors.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
-    with pytest.raises(ArtifactError, match="damaged or foreign steering_vectors"):
+DAMAGE = [
+    ({"scales": None}, "field 'scales' must be an object of a finite number by name, came None"),
+    ({"scales": {}}, r"scales of \[\], expected one each for the layers \[1, 3\]"),
+    ({"scales": {"1": 1.0, "03": 1.0}}, "expected one each for the layers"),
+    ({"metadata": ["a", "list"]}, "field 'metadata' must be an object, came .'a', 'list'."),
+    ({"metadata": {"target": ["llama"]}}, "metadata: field 'target' must be an object or null"),
+    ({"metadata": {"expert": {"num_layers": "3"}}}, "'num_layers' must be a whole number or null"),
+    ({"width": 99}, "the file says width 99"),
+    ({"width": True}, "field 'width' must be a whole number, came True"),
+    ({"layers": [7]}, r"expected one each for the layers \[7\]"),
+    ({"layers": [1, 3, 3]}, "the file says width 6, layers"),
+]
+
+
+@pytest.mark.parametrize("damage, message", DAMAGE, ids=lambda d: str(d)[:40])
+def test_contents_of_a_wrong_kind_name_file_and_field(tmp_path, damage, message):
+    made = vectors()
+    tensors = {f"layers.{i}": v for i, v in made.vectors.items()}
+    header = {"width": 6, "layers": [1, 3], "scales": {"1": 1.0, "3": 1.0}, "metadata": {}}
+    write_artifact(tmp_path, "steering_vectors", tensors, header)
+    SteeringVectors.from_pretrained(tmp_path)
+    write_artifact(tmp_path, "steering_vectors", tensors, header | damage)
+    with pytest.raises(ArtifactError, match=message) as refused:
         SteeringVectors.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"scales": {}}, {"width": 99}, {"metadata": {}}, {"note": "added by hand"}], ids=str
+)
+def test_a_json_that_was_edited_disagrees_with_the_copy_inside(tmp_path, change):
+    saved = vectors(method="rfm")
+    saved.save_pretrained(tmp_path)
+    path = tmp_path / "steering_vectors.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ArtifactError, match=f"disagree on {next(iter(change))}"):
+        SteeringVectors.from_pretrained(tmp_path)
+    path.unlink()  # the way out that the error names
+    assert SteeringVectors.from_pretrained(tmp_path).fingerprint == saved.fingerprint
 
 
 def test_one_tensor_at_two_layers_can_be_saved(tmp_path):

@@ -167,7 +167,7 @@ def test_damaged_and_foreign_files_are_named(model, path, tmp_path):
     shards = Shards.open(tmp_path / "a")
     whole = shards.path(2).read_bytes()
     shards.path(2).write_bytes(whole[:-9])
-    with pytest.raises(es.ArtifactError, match="states-00002.safetensors is damaged.*delete it"):
+    with pytest.raises(es.ArtifactError, match="states-00002.safetensors: truncated.*delete it"):
         capture(tmp_path / "a", model, path)
     shards.path(2).write_bytes(Shards.open(tmp_path / "b").path(2).read_bytes())
     with pytest.raises(es.ArtifactError, match="states-00002.* belongs to another capture"):

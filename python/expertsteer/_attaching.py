@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._bank import Gate
+from ._metadata import model_of
 from ._positions import Positions
 from .ops import STEER_OPERATIONS
 from .vectors import STORED, SteeringVectors
@@ -204,7 +205,7 @@ def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_m
             f"vectors have width {vectors.width}, the model's hidden size is {width}; they were "
             "fitted for another model"
         )
-    fitted_for = vectors.metadata.get("target") or {}
+    fitted_for = model_of(vectors.metadata, "target")
     here = describe(model, decoder.layers_path)
     for name in ("architecture", "num_layers"):
         if check_model and name in fitted_for and fitted_for[name] != here.get(name):

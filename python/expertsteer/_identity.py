@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ._decoder import uncompiled
+from ._reading import reading
 from .models import describe
 
 _BLOCK, _BLOCKS = 4096, 16  # bytes read in a place, places per file
@@ -45,7 +46,7 @@ def _of_files(folder: Path) -> str | None:
             continue
         found, size = True, path.stat().st_size
         digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as stream:
+        with reading(path, "file of weights"), path.open("rb") as stream:
             for block in range(_BLOCKS):
                 stream.seek(block * max(0, size - _BLOCK) // (_BLOCKS - 1), os.SEEK_SET)
                 digest.update(stream.read(_BLOCK))

@@ -3,7 +3,8 @@
 A folder holds ``capture.json``, the manifest, and ``states-00000.safetensors`` and so on. Shard k
 holds the examples ``k * size`` to ``(k + 1) * size`` and nothing tells which process wrote it, so
 any number of processes can go on where others stopped. A shard has its name only once it is
-whole, and carries the number of the capture it belongs to.
+whole, and carries the number of the capture it belongs to and the digests of its contents: one for
+every layer of its states, one each for labels, keys and pairs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,17 +22,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ._files import FORMAT_VERSION, ArtifactError, _replacing, parsing, read_json, to_json
+from ._digests import digests
+from ._files import FORMAT_VERSION, ArtifactError, require_kind, to_json
 from ._identity import differences
-from .stored import StoredStates
+from ._paths import local_path
+from ._reading import (
+    OBJECT,
+    TEXT,
+    WHOLE,
+    checked_field,
+    either,
+    listed,
+    load_json,
+    optional,
+    read_bytes,
+    reading,
+    short,
+)
+from ._writing import replacing
+from .stored import StoredStates, shape_and_type
 
 KIND = "capture"
 MANIFEST = f"{KIND}.json"
 _LOCK = ".lock"
+MOST_SHARDS = 1_000_000  # more than any disk has room for
+_NAME = re.compile(r"states-(\d{5,})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -88,14 +110,14 @@ class Manifest:
             told.append("contrast set")
             there.append(self.contrast["sha256"][:12])
             asked.append(other.contrast["sha256"][:12])
-        for name in ("layers", "position", "max_length", "dtype", "tokens"):
+        for name in ("layers", "position", "max_length", "dtype", "width", "tokens"):
             if getattr(self, name) != getattr(other, name):
                 told.append("tokenizer (token ids)" if name == "tokens" else name)
                 there.append(getattr(self, name))
                 asked.append(getattr(other, name))
         if told:
             listed = "".join(
-                f"\n  {name}: {_short(a)} there, {_short(b)} asked for"
+                f"\n  {name}: {short(a)} there, {short(b)} asked for"
                 for name, a, b in zip(told, there, asked)
             )
             raise ArtifactError(
@@ -113,18 +135,17 @@ class Shards:
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Shards:
         """The capture that a folder holds, complete or not."""
-        header = read_json(Path(folder, MANIFEST), KIND)
-        with parsing(folder, KIND):
-            known = {name: header[name] for name in Manifest.__dataclass_fields__}
-            manifest = Manifest(**known | {"layers": tuple(header["layers"])})
-            if min(manifest.shard_examples, manifest.examples, manifest.width) < 1:
-                raise ValueError("shard_examples, examples and width must be positive")
-            return cls(folder, manifest)
+        path = local_path(folder, "folder") / MANIFEST
+        with reading(path, "json file"):
+            header = load_json(read_bytes(path, "json file"))
+        require_kind(header, KIND, path)
+        return cls(path.parent, _manifest(header, path))
 
     def write_manifest(self) -> None:
         document = {"format": f"expertsteer.{KIND}", "format_version": FORMAT_VERSION}
-        with _replacing(self.folder / MANIFEST, durable=True) as temporary:
-            temporary.write_text(to_json(document | asdict(self.manifest)) + "\n", "utf-8")
+        document |= asdict(self.manifest) | {"number": self.manifest.number}
+        with replacing(self.folder / MANIFEST, durable=True) as temporary:
+            temporary.write_text(to_json(document) + "\n", "utf-8")
 
     def path(self, shard: int) -> Path:
         return self.folder / f"states-{shard:05d}.safetensors"
@@ -136,17 +157,17 @@ class Shards:
         """``states [L, n, D]`` and three ``[n]`` int64; the name appears when all is on disk.
 
         Raises:
-            ArtifactError: the disk is full, or the folder cannot be written.
+            ArtifactError: the disk is full, or the folder cannot be written; the same capture goes
+                on from there when it is run again.
         """
         tensors = {"states": states, "labels": labels, "keys": keys, "pairs": pairs}
-        try:
-            with _replacing(self.path(shard), durable=True) as temporary:
-                save_file(tensors, temporary, metadata={"capture": self._mark(shard)})
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"{self.path(shard)} cannot be written: {error}; make room or mend the folder's "
-                "permissions, and run the same again: it goes on from here"
-            ) from error
+        about = {
+            "capture": self._mark(shard),
+            "digests": json.dumps(digests(tensors, by_layer=["states"])),
+        }
+        then = "run the same again: it goes on from here"
+        with replacing(self.path(shard), durable=True, then=then) as temporary:
+            save_file(tensors, temporary, metadata=about)
 
     def missing(self) -> list[int]:
         """The shards that are not there.
@@ -154,29 +175,45 @@ class Shards:
         Raises:
             ArtifactError: a file that has the name of a shard and is none of this capture.
         """
-        return [shard for shard in range(self.manifest.shards) if not self._there(shard)]
+        there = self._there()
+        for shard in sorted(there):
+            self._checked(shard)
+        return [shard for shard in range(self.manifest.shards) if shard not in there]
 
-    def _there(self, shard: int) -> bool:
+    def begun(self) -> bool:
+        """Whether there is any shard: a manifest alone binds nobody."""
+        return bool(self._there())
+
+    def _there(self) -> set[int]:
+        with reading(self.folder, "folder"), os.scandir(self.folder) as entries:
+            named = [_NAME.fullmatch(entry.name) for entry in entries]
+        found = {int(match[1]) for match in named if match}
+        return {shard for shard in found if shard < self.manifest.shards}
+
+    def _checked(self, shard: int) -> dict[str, Any] | None:
+        """The digests of a shard, after a look whether it is the one that belongs here."""
         path = self.path(shard)
-        if not path.is_file():
-            return False
         wanted = (len(self.manifest.layers), self.manifest.count(shard), self.manifest.width)
-        try:
+        advice = "delete it and capture again, which makes it anew"
+        with reading(path, "shard", advice):
+            with open(path, "rb"):
+                pass  # a file that may not be read is told from one that is damaged
             with safe_open(path, "pt") as stream:
                 about = stream.metadata() or {}
-                shape = tuple(stream.get_slice("states").get_shape())
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"{path} is damaged ({error}); delete it and capture again, which makes it anew"
-            ) from error
+            shape, dtype = shape_and_type(path)
+            expected = json.loads(about["digests"]) if "digests" in about else None
         if about.get("capture") != self._mark(shard):
             raise ArtifactError(
-                f"{path} belongs to another capture than {MANIFEST} beside it; delete it and "
-                "capture again, which makes it anew"
+                f"{path} belongs to another capture than {MANIFEST} beside it; {advice}"
             )
-        if shape != wanted:
-            raise ArtifactError(f"{path} holds states {shape}, expected {wanted}; delete it")
-        return True
+        found, asked = (shape, dtype), (wanted, getattr(torch, self.manifest.dtype))
+        if found != asked:
+            raise ArtifactError(f"{path} holds states {found}, expected {asked}; {advice}")
+        if expected is not None:
+            checked_field(expected, "states", listed(TEXT, wanted[0]), path)
+            for name in _COLUMNS:
+                checked_field(expected, name, TEXT, path)
+        return expected
 
     def stored(self) -> StoredStates:
         """Everything, as one.
@@ -184,14 +221,25 @@ class Shards:
         Raises:
             ArtifactError: shards that are missing or damaged.
         """
-        missing, manifest = self.missing(), self.manifest
+        manifest = self.manifest
+        there = self._there()
+        missing = manifest.shards - len(there)
         if missing:
+            first = next(shard for shard in range(manifest.shards) if shard not in there)
             raise ArtifactError(
-                f"folder {str(self.folder)!r} holds {manifest.shards - len(missing)} of "
-                f"{manifest.shards} shards (the first one missing is {missing[0]}); run the same "
+                f"folder {str(self.folder)!r} holds {manifest.shards - missing} of "
+                f"{manifest.shards} shards (the first one missing is {first}); run the same "
                 "capture again, it goes on where it stopped"
             )
         shards = range(manifest.shards)
+        known = tuple(map(self._checked, shards))
+        if any(digest is None for digest in known):
+            warnings.warn(
+                f"{self.folder}: {sum(d is None for d in known)} of {manifest.shards} shards were "
+                "written before digests were kept in them, and are read unchecked; delete and "
+                "capture them again to have them checked",
+                stacklevel=3,
+            )
         return StoredStates(
             paths=tuple(map(self.path, shards)),
             counts=tuple(map(manifest.count, shards)),
@@ -200,13 +248,60 @@ class Shards:
             layers=manifest.layers,
             position=manifest.position,
             model=manifest.model | {"hidden_size": manifest.width},
+            digests=known,
         )
 
     def clear_temporary(self) -> None:
         """Remove what killed processes left; only under `writing`, where no other one writes."""
         for pattern in (".states-*.tmp", f".{MANIFEST}.*.tmp"):
             for path in self.folder.glob(pattern):
-                path.unlink(missing_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:  # of a release before 0.2
+                    path.unlink(missing_ok=True)
+
+
+_COLUMNS = ("labels", "keys", "pairs")
+
+
+def _manifest(header: dict[str, Any], path: Path) -> Manifest:
+    """The manifest of a document, every field checked."""
+    contrast = checked_field(header, "contrast", OBJECT, path)
+    for name, kind in (("sha256", TEXT), ("examples", WHOLE)):
+        checked_field(contrast, name, kind, f"{path}, contrast")
+    kinds = {
+        "model": OBJECT,
+        "contrast": OBJECT,
+        "layers": listed(WHOLE),
+        "position": either(TEXT, WHOLE),
+        "max_length": optional(WHOLE),
+        "dtype": TEXT,
+        "width": WHOLE,
+        "tokens": TEXT,
+        "shard_examples": WHOLE,
+    }
+    known = {name: checked_field(header, name, kind, path) for name, kind in kinds.items()}
+    manifest = Manifest(**known | {"layers": tuple(known["layers"])})
+    if min(manifest.shard_examples, manifest.examples, manifest.width, len(manifest.layers)) < 1:
+        raise ArtifactError(
+            f"{path}: shard_examples, examples, width and the number of layers must be positive"
+        )
+    if manifest.shards > MOST_SHARDS:
+        raise ArtifactError(
+            f"{path} names {manifest.examples:,} examples in {manifest.shards:,} shards; at most "
+            f"{MOST_SHARDS:,} shards are read"
+        )
+    dtype = getattr(torch, manifest.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ArtifactError(
+            f"{path}: field 'dtype' must be a floating type, came {known['dtype']!r}"
+        )
+    if header.get("number", manifest.number) != manifest.number:
+        raise ArtifactError(
+            f"{path} was changed: its number is not that of its contents; copy it again, or delete "
+            "it and capture again"
+        )
+    return manifest
 
 
 @contextmanager
@@ -239,8 +334,3 @@ def _lock(stream, exclusive: bool, folder: Path) -> None:
             f"folder {str(folder)!r} is being written by another process; wait for it or stop it, "
             "then run this again"
         ) from error
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ._files import parsing, read_artifact, write_artifact
+from ._paths import local_path
+from ._reading import OBJECT, WHOLE, checked_field, listed
 from .pairing import LayerPair as LayerPair
 from .pairing import LayerPairing as LayerPairing
 from .pairing import MutualInformation as MutualInformation
-from .stored import StoredStates, open_states, row_indices
+from .stored import StoredStates, about_states, open_states, row_indices
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
@@ -133,14 +135,13 @@ class HiddenStates:
         optional = {"keys": self.keys, "pairs": self.pairs}
         tensors |= {name: t for name, t in optional.items() if t is not None}
         header = {"layers": self.layers, "position": self.position, "model": self.model}
-        write_artifact(folder, "hidden_states", tensors, header)
+        write_artifact(folder, "hidden_states", tensors, header, by_layer=["states"])
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> HiddenStates:
         tensors, header = read_artifact(folder, "hidden_states")
         with parsing(folder, "hidden_states"):
-            kept = {name: header[name] for name in ("position", "model")}
-            return cls(**tensors, layers=tuple(header["layers"]), **kept)
+            return cls(**tensors, **about_states(header, local_path(folder, "folder")))
 
     @staticmethod
     def open(folder: str | os.PathLike) -> StoredStates:
@@ -239,10 +240,15 @@ class Alignment:
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> Alignment:
         tensors, header = read_artifact(folder, "alignment")
+        where, whole = local_path(folder, "folder") / "alignment.safetensors", listed(WHOLE)
+        layers = {
+            n: tuple(checked_field(header, n, whole, where))
+            for n in ("expert_layers", "target_layers")
+        }
+        settings = checked_field(header, "settings", OBJECT, where)
         with parsing(folder, "alignment"):
-            layers = {n: tuple(header[n]) for n in ("expert_layers", "target_layers")}
             optional = {n: tensors.pop(n, None) for n in _ALIGNMENT_OPTIONAL}
-            return cls(**tensors, **optional, **layers, settings=header["settings"])
+            return cls(**tensors, **optional, **layers, settings=settings)
 
 
 _ALIGNMENT_OPTIONAL = ("decoder_weight", "decoder_bias", "reconstruction_error")

@@ -25,10 +25,12 @@ from tqdm.auto import tqdm
 from ._examples import Example
 from ._files import ArtifactError
 from ._identity import identity
+from ._paths import local_path
 from ._ranks import Ranks
 from ._reader import Reader
-from ._shards import MANIFEST, Manifest, Shards, writing
+from ._shards import MANIFEST, MOST_SHARDS, Manifest, Shards, writing
 from ._tokens import warn_of_cut
+from ._writing import made_folder
 from .contrast import ContrastSet
 from .models import hidden_size
 from .stored import StoredStates
@@ -80,7 +82,7 @@ def capture_to(
             too small.
         ValueError: as `capture`; what was written by then stays.
     """
-    folder, ranks = Path(folder), Ranks.here()
+    folder, ranks = local_path(folder, "folder"), Ranks.here()
     team = Team.of(model, ranks)
     reader = Reader(
         model,
@@ -96,7 +98,7 @@ def capture_to(
     with ExitStack() as held:
 
         def begin() -> tuple[Summary, Manifest, list[int]]:
-            folder.mkdir(parents=True, exist_ok=True)
+            made_folder(folder)
             held.enter_context(writing(folder, alone=True))
             summary = source.summary()
             wanted = Manifest(
@@ -111,9 +113,11 @@ def capture_to(
                 tokens=_digest_of_tokens(reader, source),
                 shard_examples=shard_examples or 0,
             )  # fmt: skip
-            shards = _begun(folder, wanted, batch_size)
+            shards, anew = _begun(folder, wanted, batch_size)
             missing = shards.missing()
             _require_room(shards, missing)
+            if anew:  # nothing refused it: a manifest without a reason would refuse the way out
+                shards.write_manifest()
             if progress:
                 print(_plan(shards, missing, team.count), file=sys.stderr)
             return summary, shards.manifest, missing
@@ -184,13 +188,17 @@ class _InMemory:
         pass
 
 
-def _begun(folder: Path, wanted: Manifest, batch_size: int) -> Shards:
-    """The capture in the folder, if it is this one, or a new one."""
+def _begun(folder: Path, wanted: Manifest, batch_size: int) -> tuple[Shards, bool]:
+    """The capture in the folder, if it is this one, or a new one; and whether it is new.
+
+    A manifest without any shard is of a capture that was refused, and is replaced.
+    """
     given = wanted.shard_examples
     if type(given) is not int or given < 0:
         raise ValueError(f"shard_examples must be a positive integer or None, came {given!r}")
-    if (folder / MANIFEST).is_file():
-        shards = Shards.open(folder)
+    there = Shards.open(folder) if (folder / MANIFEST).is_file() else None
+    if there is not None and there.begun():
+        shards, anew = there, False
         shards.manifest.require_same(wanted, folder)
         if given and given != shards.manifest.shard_examples:
             raise ArtifactError(
@@ -199,10 +207,14 @@ def _begun(folder: Path, wanted: Manifest, batch_size: int) -> Shards:
             )
     else:
         size = given or _shard_size(wanted, batch_size)
-        shards = Shards(folder, Manifest(**vars(wanted) | {"shard_examples": size}))
-        shards.write_manifest()
+        shards, anew = Shards(folder, Manifest(**vars(wanted) | {"shard_examples": size})), True
+        if shards.manifest.shards > MOST_SHARDS:
+            raise ValueError(
+                f"shard_examples: {shards.manifest.shards:,} shards of {size} examples are more "
+                f"than {MOST_SHARDS:,}; give a larger number"
+            )
     shards.clear_temporary()
-    return shards
+    return shards, anew
 
 
 def _shard_size(manifest: Manifest, batch_size: int) -> int:

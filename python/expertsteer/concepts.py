@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from ._examples import Example
-from ._files import ArtifactError, _replacing, to_json
+from ._files import ArtifactError, to_json
+from ._metadata import concept_of
+from ._names import checked_name
+from ._paths import local_path
 from ._progress import progress
 from ._ranks import Ranks
 from ._rows import ContrastSetError
 from ._tables import JSON_LINES, PARQUET
+from ._writing import made_folder, replacing
 from .contrast import ContrastSet
 from .fit import LEAST_PER_CLASS
 from .pipeline import ExpertSteer
@@ -90,7 +94,7 @@ def fit_concepts(
         ArtifactError: ``out`` holds vectors of the same name from other data, settings or models.
         ValueError: see `ExpertSteer.fit`; of concepts whose fit fails, after all others are done.
     """
-    out, ranks = Path(out), Ranks.here()
+    out, ranks = local_path(out, "out"), Ranks.here()
     settings = settings or ExpertSteer()
     texts = _Texts(_sources(contrasts, columns or {}))
     concepts = ranks.first(texts.concepts)
@@ -130,25 +134,23 @@ def _sources(
     """What reads each concept's examples anew, by name."""
     if isinstance(contrasts, Mapping):
         for name, contrast in contrasts.items():
-            if not isinstance(contrast, ContrastSet) or not _is_name(name):
+            _require_name(name, f"contrasts: the name {name!r}", ())
+            if not isinstance(contrast, ContrastSet):
                 raise ContrastSetError(
-                    "contrasts must be contrast sets by names that folders can have, came "
-                    f"{name!r}: {type(contrast).__name__}"
+                    f"contrasts must be contrast sets by name, came {name!r}: "
+                    f"{type(contrast).__name__}"
                 )
         found = {name: contrast.numbered for name, contrast in contrasts.items()}
     else:
-        folder = Path(contrasts)
+        folder = local_path(contrasts, "contrasts")
         if not folder.is_dir():
             raise ContrastSetError(f"contrasts must be a folder, there is none at {folder}")
         kinds = JSON_LINES + PARQUET
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in kinds)
         found = {}
         for path in paths:
-            if path.stem in found or not _is_name(path.stem):
-                raise ContrastSetError(
-                    f"{path}: each concept is called like its file, and {path.stem!r} is taken; "
-                    "rename it"
-                )
+            # Its vectors go to a folder of this name: "...jsonl" would leave OUT.
+            _require_name(path.stem, f"{path}: the concept, called like its file,", found)
             found[path.stem] = ContrastStream.from_file(path, columns).__iter__
     if not found:
         where = "" if isinstance(contrasts, Mapping) else f" in {contrasts}"
@@ -158,9 +160,13 @@ def _sources(
     return found
 
 
-def _is_name(name: Any) -> bool:
-    taken = (INDEX, "captures")
-    return isinstance(name, str) and Path(name).name == name and name not in taken
+def _require_name(name: Any, argument: str, found: Collection[str]) -> None:
+    try:
+        checked_name(argument, name)
+    except ValueError as error:
+        raise ContrastSetError(str(error)) from error
+    if name in (INDEX, "captures", *found):
+        raise ContrastSetError(f"{argument} must not be {name!r}, which is taken; rename it")
 
 
 class _Texts:
@@ -248,7 +254,7 @@ def _is_there(out: Path, concept: Concept, made: str) -> bool:
     folder = out / concept.name
     if not (folder / f"{KIND}.json").is_file():
         return False
-    about = SteeringVectors.from_pretrained(folder).metadata.get("concept", {})
+    about = concept_of(SteeringVectors.from_pretrained(folder).metadata, folder)
     if (about.get("contrast"), about.get("made")) != (concept.digest, made):
         raise ArtifactError(
             f"folder {str(folder)!r} holds vectors that were fitted from another contrast set, "
@@ -273,7 +279,7 @@ def _write_index(
         "concepts": [_entry(out, c) for c in concepts if c.name not in failed],
         "failed": failed,
     }
-    with _replacing(out / INDEX) as temporary:
+    with replacing(made_folder(out) / INDEX) as temporary:
         temporary.write_text(to_json(index) + "\n", "utf-8")
     if failed:
         listed = "".join(f"\n  {name}: {why}" for name, why in sorted(failed.items()))

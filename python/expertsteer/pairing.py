@@ -10,6 +10,20 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ._files import parsing, read_artifact, write_artifact
+from ._paths import local_path
+from ._reading import (
+    ANY,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    ArtifactError,
+    checked_field,
+    listed,
+    optional,
+)
+
+KIND = "layer_pairing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +100,8 @@ class LayerPairing:
         object.__setattr__(self, "pairs", pairs)
         if self.matrix is None:
             return
+        if self.matrix.ndim != 2:
+            raise ValueError(f"matrix must be [L_E, L_T], came {tuple(self.matrix.shape)}")
         for name, count in zip(("expert_axis", "target_axis"), self.matrix.shape):
             axis = tuple(int(i) for i in getattr(self, name)) or tuple(range(count))
             if len(axis) != count:
@@ -114,25 +130,31 @@ class LayerPairing:
             "effects": self.effects,
             "settings": self.settings,
         }
-        write_artifact(folder, "layer_pairing", tensors, header)
+        write_artifact(folder, KIND, tensors, header)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> LayerPairing:
-        tensors, header = read_artifact(folder, "layer_pairing")
-        with parsing(folder, "layer_pairing"):
-            pairs = tuple(
-                LayerPair(e, t, float("nan") if nats is None else nats)
-                for e, t, nats in header["pairs"]
-            )
+        tensors, header = read_artifact(folder, KIND)
+        where = local_path(folder, "folder") / f"{KIND}.safetensors"
+        rows = checked_field(header, "pairs", listed(listed(ANY, 3)), where)
+        effects = checked_field(header, "effects", listed(listed(ANY, 3)), where)
+        for name, kind, found in (("pairs", optional(NUMBER), rows), ("effects", NUMBER, effects)):
+            for row in found:
+                if not all(map(WHOLE.fits, row[:2])) or not kind.fits(row[2]):
+                    raise ArtifactError(f"{where}: field {name!r} holds a row {row}")
+        axes = [
+            checked_field(header, f"{side}_axis", listed(WHOLE), where)
+            for side in ("expert", "target")
+        ]
+        with parsing(folder, KIND):
             return cls(
-                pairs,
-                header["rule"],
+                tuple(LayerPair(e, t, float("nan") if n is None else n) for e, t, n in rows),
+                checked_field(header, "rule", TEXT, where),
                 tensors.get("matrix"),
-                tuple(header["expert_axis"]),
-                tuple(header["target_axis"]),
+                *map(tuple, axes),
                 tensors.get("floor"),
-                tuple((e, t, value) for e, t, value in header["effects"]),
-                header["settings"],
+                tuple((e, t, value) for e, t, value in effects),
+                checked_field(header, "settings", OBJECT, where),
             )
 
     @classmethod

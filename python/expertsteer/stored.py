@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ._files import ArtifactError, checked_artifact, parsing, read_layer
+from ._digests import require_equal
+from ._files import open_artifact, signature
+from ._paths import local_path
+from ._reading import OBJECT, TEXT, WHOLE, ArtifactError, checked_field, either, listed, reading
 
 if TYPE_CHECKING:
     from .artifacts import HiddenStates
+
+_WHOLE = ""  # no tensor has this name
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,17 @@ class StoredStates:
         layers: decoder-layer indices, one per layer of the files.
         position, model: as in `HiddenStates`.
         labels, keys, pairs: ``[N]`` as in `HiddenStates`, read when first asked for.
+        digests: of each file, by tensor, and by layer for the states; ``None`` for files of
+            releases before 0.2, which have none.
 
     ``len`` is L and ``stored[i]`` is ``[N, D]``, the states of decoder layer ``layers[i]``.
+
+    Opening checks names, shapes and types. The bytes of a layer of a file are checked against
+    their digest when they are first read, and again once the file has changed; `verify` checks
+    all at once. States without digests cannot be checked.
+
+    Raises:
+        ArtifactError: while reading: a file that is damaged, or was replaced by another.
     """
 
     paths: tuple[Path, ...]
@@ -42,6 +56,11 @@ class StoredStates:
     layers: tuple[int, ...]
     position: str | int
     model: dict[str, Any]
+    digests: tuple[dict[str, Any] | None, ...] = ()
+    # What was found right, by file, tensor and layer: the file's signature then.
+    _right: dict[tuple[int, str, int | None], tuple[int, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -50,12 +69,56 @@ class StoredStates:
         if not 0 <= index < len(self):
             raise IndexError(f"layer {index} is out of range for {len(self)} layers")
         if len(self.paths) == 1:
-            return read_layer(self.paths[0], "states", index)
+            return self._read(0, "states", index)
         whole = torch.empty(self.shape[1:], dtype=self.dtype)
-        for path, rows in zip(self.paths, whole.split(self.counts)):
-            with _opened(path) as stream:
-                rows.copy_(stream.get_slice("states")[index])
+        for number, rows in enumerate(whole.split(self.counts)):
+            rows.copy_(self._read(number, "states", index))
         return whole
+
+    def verify(self) -> None:
+        """Read everything, and check it against the digests that were written with it.
+
+        Raises:
+            ArtifactError: at the first file that is damaged or changed.
+        """
+        for number in range(len(self.paths)):
+            for name in ("labels", "keys", "pairs"):
+                self._read(number, name)
+            for place in range(len(self)):
+                self._read(number, "states", place)
+
+    def _expected(self, number: int, name: str) -> Any:
+        known = self.digests[number] if self.digests else None
+        return None if known is None else known.get(name)
+
+    def _read(self, number: int, name: str, place: int | None = None) -> Tensor | None:
+        """A tensor of a file, or one layer of it, checked; ``None`` where there is none."""
+        path, expected = self.paths[number], self._expected(number, name)
+        before = signature(path)
+        with reading(path, "safetensors file"), safe_open(path, "pt") as stream:
+            if expected is None and name not in stream.keys():  # noqa: SIM118 (no mapping)
+                return None
+            part = stream.get_slice(name)[:] if place is None else stream.get_slice(name)[place]
+            part = part.clone()
+        self._require_right(number, name, place, part, before)
+        return part
+
+    def _require_right(
+        self, number: int, name: str, place: int | None, part: Tensor, before: tuple[int, ...]
+    ) -> None:
+        """Whether ``part`` is what was written; ``before`` is the file's signature before it was
+        read."""
+        path, expected = self.paths[number], self._expected(number, name)
+        key = number, name, place
+        self._require_unchanged(number, before)
+        if expected is None:
+            return
+        if self._right.get(key) != before:
+            require_equal(path, name, part, expected if place is None else expected[place])
+        if signature(path) == before:
+            self._right[key] = before
+        elif key in self._right:  # replaced while it was read: these bytes were not looked at
+            require_equal(path, name, part, expected if place is None else expected[place])
 
     @property
     def width(self) -> int:
@@ -73,6 +136,14 @@ class StoredStates:
     def pairs(self) -> Tensor | None:
         pairs = self._column("pairs")
         return None if pairs is None or bool((pairs < 0).all()) else pairs
+
+    def _require_unchanged(self, number: int, seen: tuple[int, ...]) -> None:
+        """A file without digests was checked as a whole when it was opened."""
+        checked = self._right.get((number, _WHOLE, None), seen)
+        if seen != checked or signature(self.paths[number]) != checked:
+            raise ArtifactError(
+                f"{self.paths[number]} was replaced after it was opened; open the states again"
+            )
 
     def layer(self, index: int) -> Tensor:
         """The states ``[N, D]`` of decoder layer ``index``."""
@@ -98,13 +169,10 @@ class StoredStates:
         places = [self._place(layer) for layer in layers]
         states = torch.empty(len(layers), len(rows), self.shape[2], dtype=self.dtype)
         first = 0
-        for path, count in zip(self.paths, self.counts):
+        for number, count in enumerate(self.counts):
             here = ((rows >= first) & (rows < first + count)).nonzero().flatten()
             if len(here):
-                with _opened(path) as stream:  # mapped: only the rows that are taken are read
-                    mapped = stream.get_tensor("states")
-                    for taken, place in zip(states, places):
-                        taken[here] = mapped[place, rows[here] - first]
+                self._take(number, places, rows[here] - first, states, here)
             first += count
         columns = {name: getattr(self, name) for name in ("keys", "pairs")}
         return HiddenStates(
@@ -116,52 +184,74 @@ class StoredStates:
             **{name: None if column is None else column[rows] for name, column in columns.items()},
         )
 
+    def _take(
+        self, number: int, places: list[int], rows: Tensor, into: Tensor, here: Tensor
+    ) -> None:
+        """Some rows of one file; each layer is read whole once, to be checked."""
+        path = self.paths[number]
+        before = signature(path)
+        if self._expected(number, "states") is not None:
+            for place in places:
+                if self._right.get((number, "states", place)) != before:
+                    self._read(number, "states", place)
+        with reading(path, "safetensors file"), safe_open(path, "pt") as stream:
+            mapped = stream.get_tensor("states")  # only the rows that are taken are read
+            for taken, place in zip(into, places):
+                taken[here] = mapped[place, rows]
+        self._require_unchanged(number, before)
+        if signature(path) != before:
+            raise ArtifactError(f"{path} was replaced while it was read; open the states again")
+
     def read(self) -> HiddenStates:
         """All of it in memory."""
         return self.take(torch.arange(self.shape[1]))
 
     def _column(self, name: str) -> Tensor | None:
-        parts = []
-        for path in self.paths:
-            with _opened(path) as stream:
-                if name not in stream.keys():  # noqa: SIM118 (no mapping)
-                    return None
-                parts.append(stream.get_tensor(name).clone())
-        return torch.cat(parts)
+        parts = [self._read(number, name) for number in range(len(self.paths))]
+        return None if any(part is None for part in parts) else torch.cat(parts)
 
 
 def open_states(folder: str | os.PathLike) -> StoredStates:
     """Open what `HiddenStates.save_pretrained` or `capture_to` wrote.
 
-    The digest of a single file is checked, once; of the shards of a large capture the headers.
+    Names, shapes and types are checked now, contents when they are first read (`StoredStates`);
+    those of a single file of a release before 0.2 now, as a whole.
 
     Raises:
         ArtifactError: a missing, truncated or foreign file, or a capture that is not complete.
     """
     from ._shards import MANIFEST, Shards
 
-    if Path(folder, MANIFEST).is_file():
+    folder = local_path(folder, "folder")
+    if (folder / MANIFEST).is_file():
         return Shards.open(folder).stored()
-    path, header = checked_artifact(folder, "hidden_states")
-    with parsing(folder, "hidden_states"):
-        try:
-            with safe_open(path, "pt") as stream:
-                view = stream.get_slice("states")
-                shape, dtype = tuple(view.get_shape()), view[:0, :0, :0].dtype
-        except SafetensorError as error:
-            raise ArtifactError(f"{path} holds no states: {error}") from error
-        if len(shape) != 3 or len(header["layers"]) != shape[0]:
-            raise ValueError(f"{len(header['layers'])} layers for states of shape {shape}")
-        layers = tuple(header["layers"])
-        position, model = header["position"], header["model"]
-        return StoredStates((path,), shape[1:2], shape, dtype, layers, position, model)
+    opened = open_artifact(folder, "hidden_states")
+    path, about = opened.path, about_states(opened.document, folder)
+    shape, dtype = shape_and_type(path)
+    if len(shape) != 3 or len(about["layers"]) != shape[0]:
+        raise ArtifactError(f"{path}: {len(about['layers'])} layers for states of shape {shape}")
+    stored = StoredStates((path,), shape[1:2], shape, dtype, digests=(opened.digests,), **about)
+    if opened.digests is None:
+        stored._right[0, _WHOLE, None] = opened.signature
+    return stored
 
 
-def _opened(path: Path):
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from error
+def about_states(header: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Layers, position and model as a document of states has them, checked."""
+    where = folder / "hidden_states.safetensors"
+    return {
+        "layers": tuple(checked_field(header, "layers", listed(WHOLE), where)),
+        "position": checked_field(header, "position", either(TEXT, WHOLE), where),
+        "model": checked_field(header, "model", OBJECT, where),
+    }
+
+
+def shape_and_type(path: Path) -> tuple[tuple[int, ...], torch.dtype]:
+    """Of the states of a file, from its header."""
+    with reading(path, "file of states"), safe_open(path, "pt") as stream:
+        view = stream.get_slice("states")
+        shape = tuple(view.get_shape())
+        return shape, view[(slice(0, 0),) * len(shape)].dtype
 
 
 def row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:

@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ._files import parsing, read_artifact, write_artifact
+from ._metadata import model_of
+from ._paths import local_path
+from ._reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
 from .artifacts import require_finite
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 KIND = "steering_vectors"
 STORED = "calibration"  # the metadata's name for what ``strength="auto"`` reads
 EVALUATED = "evaluation"  # and for the controls that these vectors were measured beside
+_LAYERS = listed(WHOLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +57,15 @@ class SteeringVectors:
     def __post_init__(self) -> None:
         if not self.vectors:
             raise ValueError("vectors must hold at least one {layer: vector}, came an empty dict")
+        numbered = [(_layer_index(layer), v) for layer, v in self.vectors.items()]
         vectors = {
-            _layer_index(layer): torch.as_tensor(v).detach()
-            for layer, v in sorted(self.vectors.items())
+            layer: torch.as_tensor(v).detach() for layer, v in sorted(numbered, key=lambda n: n[0])
         }
+        if len(vectors) < len(numbered):
+            raise ValueError(
+                f"vectors must hold one vector for each layer, came {list(self.vectors)}: two of "
+                "these are the same layer"
+            )
         if not isinstance(self.metadata, dict):
             raise ValueError(f"metadata must be a dict, came {type(self.metadata).__name__}")
         for layer, vector in vectors.items():
@@ -76,6 +84,8 @@ class SteeringVectors:
         if unknown:
             raise ValueError(f"scales names layers {unknown} that have no vector")
         scales = {int(k): float(s) for k, s in self.scales.items()}
+        if len(scales) < len(self.scales):
+            raise ValueError(f"scales must hold one number for each layer, came {self.scales}")
         scales = {layer: scales.get(layer, 1.0) for layer in vectors}
         if not all(0 < s < float("inf") for s in scales.values()):
             raise ValueError(f"scales must be positive and finite, came {scales}")
@@ -206,19 +216,31 @@ class SteeringVectors:
             ArtifactError: the folder holds no steering vectors, or a truncated or foreign file.
             ValueError: neither a folder nor a reachable Hub repository.
         """
-        folder = Path(folder_or_hub_id)
+        folder = local_path(folder_or_hub_id, "folder_or_hub_id")
         if not folder.is_dir():
             from .hub import download
 
             folder = download(str(folder_or_hub_id), revision, KIND)
         tensors, header = read_artifact(folder, KIND)
+        where = folder / f"{KIND}.safetensors"
+        width, layers = (
+            checked_field(header, "width", WHOLE, where),
+            checked_field(header, "layers", _LAYERS, where),
+        )
+        scales = checked_field(header, "scales", by_name(NUMBER), where)
+        metadata = checked_field(header, "metadata", OBJECT, where)
+        for side in ("expert", "target"):
+            model_of(metadata, side, f"{where}: metadata")
+        if set(tensors) != {f"layers.{i}" for i in layers} or set(scales) != set(map(str, layers)):
+            raise ArtifactError(
+                f"{where} holds the tensors {sorted(tensors)} and scales of {sorted(scales)}, "
+                f"expected one each for the layers {layers}"
+            )
         with parsing(folder, KIND):
-            vectors = {int(name.removeprefix("layers.")): v for name, v in tensors.items()}
-            scales = {int(i): s for i, s in header["scales"].items()}
-            loaded = cls(vectors, scales, header["metadata"])
-            said = header["width"], tuple(header["layers"])
-            if (loaded.width, loaded.layers) != said:
-                raise ValueError(f"the file says {said}, came {(loaded.width, loaded.layers)}")
+            vectors = {i: tensors[f"layers.{i}"] for i in layers}
+            loaded = cls(vectors, {i: scales[str(i)] for i in layers}, metadata)
+            if loaded.width != width or loaded.layers != tuple(layers):
+                raise ValueError(f"the file says width {width}, layers {layers}")
         return loaded
 
     def push_to_hub(
@@ -273,7 +295,7 @@ def _layer_index(layer: Any) -> int:
 
 def _require_same_target(first: dict[str, Any], second: dict[str, Any]) -> None:
     """Vectors fitted for different models do not add up to one for either."""
-    a, b = (m.get("target") or {} for m in (first, second))
+    a, b = (model_of(m, "target") for m in (first, second))
     for name in ("architecture", "num_layers", "hidden_size"):
         if name in a and name in b and a[name] != b[name]:
             raise ValueError(

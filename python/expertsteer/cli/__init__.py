@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 import typer
-from rich.console import Console
 
+from .._text import SafeConsole
 from .bench import bench
 from .capture import capture
 from .demo import demo
@@ -38,5 +38,5 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if getattr(error, "shown_elsewhere", False):  # one process of many tells
             sys.exit(2)
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        SafeConsole(stderr=True, soft_wrap=True).print(f"error: {error}", style="red")
         sys.exit(2)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from .._text import SafeConsole, json_line
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one json document instead of text.")]
@@ -33,14 +34,14 @@ def show(vectors, folder: Path | str, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder)} | describe_vectors(vectors))
     else:
-        Console().print(vectors_table(vectors, str(folder)))
+        SafeConsole().print(vectors_table(vectors, str(folder)))
 
 
 def print_json(document: dict[str, Any]) -> None:
     """One strict json document on standard output."""
     from .._files import to_json
 
-    typer.echo(to_json(document))
+    typer.echo(json_line(to_json(document)))
 
 
 def integer(name: str, text: str) -> int:

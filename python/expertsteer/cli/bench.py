@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from .._text import SafeConsole
 from ._common import Device, Dtype, Json, LayersPath, Revision, Seed, print_json, torch_dtype
 
 
@@ -63,8 +63,8 @@ def bench(
         table.add_row(
             cost.way, f"{cost.tokens_per_second:,.0f}", f"{middle:.3f} [{low:.3f}, {high:.3f}]"
         )
-    console = Console()
+    console = SafeConsole()
     console.print(table)
     for cost in costs:
         if cost.reason is not None:
-            console.print(f"{cost.way}: {cost.reason}", markup=False, highlight=False)
+            console.print(f"{cost.way}: {cost.reason}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .._text import SafeConsole
 from ._common import (
     BatchSize,
     Columns,
@@ -96,7 +97,7 @@ def _show(stored, out: Path, as_json: bool) -> None:
             }
         )
         return
-    typer.echo(
+    SafeConsole(soft_wrap=True).print(
         f"{out}: {examples:,} examples x {count} layers x {width}, {len(stored.paths)} shard(s); "
         f"expertsteer.HiddenStates.open({str(out)!r}) reads them"
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from .._text import SafeConsole
 from ._common import Json, Seed, print_json
 
 
@@ -45,4 +45,4 @@ def _write(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), "files": written})
     else:
-        Console().print(f"{folder}: {', '.join(written)}", markup=False, highlight=False)
+        SafeConsole().print(f"{folder}: {', '.join(written)}")

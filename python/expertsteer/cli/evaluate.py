@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from .._text import SafeConsole
 from ._common import (
     Device,
     Dtype,
@@ -240,30 +240,28 @@ def _task_options(kind: TaskType, given: dict[str, Any]) -> dict[str, Any]:
 def _print(result: Any, page: Path | None) -> None:
     from ..report import comparison_table
 
-    console = Console()
+    console = SafeConsole()
     if not console.is_terminal:  # a log has no edge to wrap at
         console.width = 120
     console.print(comparison_table(result.comparison, result.task))
     reasons: dict[str, list[str]] = {}
     for name, reason in result.comparison.skipped.items():
         reasons.setdefault(reason, []).append(name)
-    plain = {"markup": False, "highlight": False}
     for reason, names in reasons.items():
-        console.print(f"Not measured, since it {reason}: {'; '.join(names)}.", **plain)
+        console.print(f"Not measured, since it {reason}: {'; '.join(names)}.")
     for reason, count in result.excluded.items():
-        console.print(f"Left out or cut: {count} {reason}.", **plain)
+        console.print(f"Left out or cut: {count} {reason}.")
     for name in ("unsteered", result.method) if "perplexity" in result.settings else ():
         texts = result.settings["perplexity"][name]
         shown = ", ".join(f"{value:.3f} on {kind} texts" for kind, value in texts.items())
-        console.print(f"Perplexity, {name}: {shown}.", **plain)
+        console.print(f"Perplexity, {name}: {shown}.")
     if result.harness:
         console.print(_harness_table(result))
-    console.print(result.verdict, **plain)
+    console.print(result.verdict)
     counts = result.outcomes
     console.print(
         f"Test items: {counts['win']} better, {counts['loss']} worse, {counts['tie']} the same. "
         f"{result.comparison.seconds:.0f} s." + ("" if page is None else f" Report: {page}"),
-        **plain,
     )
 
 

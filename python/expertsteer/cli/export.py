@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from .._text import SafeConsole
 from ._common import CheckModel, Json, LayersPath, OnlyLayers, Revision, integer, print_json, show
 from ._formats import WRITERS, Asked, Format
 
@@ -69,7 +69,7 @@ def export(
     if as_json:
         print_json(document)
         return
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = SafeConsole(soft_wrap=True)
     console.print(f"wrote    {out}: {written.content}")
     console.print(f"checked  {written.checked}")
     console.print(f"use      {written.use}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .._text import SafeConsole
 from ._common import (
     BatchSize,
     Columns,
@@ -185,7 +186,7 @@ def _fit_folder(pipeline, ranks, contrasts, expert, target, out, columns, option
     if as_json:
         print_json(index)
     else:
-        typer.echo(
+        SafeConsole(soft_wrap=True).print(
             f"{out / INDEX}: vectors of {len(index['concepts'])} concepts, from {index['texts']:,} "
             "different texts"
         )

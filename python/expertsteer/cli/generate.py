@@ -7,8 +7,8 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from .._text import SafeConsole
 from ._common import (
     CheckModel,
     Device,
@@ -79,10 +79,10 @@ def generate(
     if as_json:
         print_json({"prompt": text, "strength": amount, "positions": positions.value} | texts)
         return
-    console = Console(soft_wrap=True)
+    console = SafeConsole(soft_wrap=True)
     for name, continuation in texts.items():
         console.print(name, style="bold")
-        console.print(text + continuation, markup=False, highlight=False)
+        console.print(text + continuation)
 
 
 def _continue(network, tokenizer, text, vectors, strength, options, sampling, seed):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from .._text import SafeConsole
 from ._common import Json, show
 
 
@@ -28,7 +28,7 @@ def inspect(
         from ..heat import heat_map_text
 
         if pairing.matrix is not None:
-            Console().print(heat_map_text(pairing), "")
+            SafeConsole().print(heat_map_text(pairing), "")
         if not Path(folder, "steering_vectors.json").is_file():
             return
     show(SteeringVectors.from_pretrained(folder), folder, as_json)

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from .. import report
 from .._files import to_json
+from .._paths import local_path
+from .._text import SafeConsole
+from .._writing import made_folder, replacing
 from ..baselines import DEFAULT
 from ..comparison import Comparison
 from ..controls import compare
@@ -44,12 +46,11 @@ def run_controls(
     """
     with one_thread():
         comparison = _compared(seed, budget, random_directions, methods, quiet)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    document = to_json(comparison.to_dict()) + "\n"
-    (folder / "controls.json").write_text(document, "utf-8")
-    if not quiet:
+    folder = local_path(out, "out")
+    if not quiet:  # before anything that may fail
         _print(comparison, folder)
+    with replacing(made_folder(folder) / "controls.json") as temporary:
+        temporary.write_text(to_json(comparison.to_dict()) + "\n", "utf-8")
     return comparison
 
 
@@ -88,7 +89,7 @@ def few_shots() -> list[str]:
 
 
 def _print(comparison: Comparison, folder: Path) -> None:
-    console = Console()
+    console = SafeConsole()
     if not console.is_terminal:  # a log has no edge to wrap at
         console.width = 120
     title = "How often the target gives the specialist's answer, all at the same price"
@@ -97,5 +98,5 @@ def _print(comparison: Comparison, folder: Path) -> None:
     console.print(f"Quantiles of the random directions' scores: {shares}.")
     for name, reason in comparison.skipped.items():
         console.print(f"Not measured: {name} ({reason}).")
-    console.print(comparison.verdict(DEFAULT), markup=False, highlight=False)
+    console.print(comparison.verdict(DEFAULT))
     console.print(f"{comparison.seconds:.0f} s; all figures are in {folder}/controls.json")

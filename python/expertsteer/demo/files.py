@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .._paths import local_path
+from .._writing import made_folder, replacing
 from . import CHECKPOINTS, checkpoint, world
 
 FILES = ("contrast.jsonl", "plain.txt", "questions.jsonl")
@@ -28,20 +30,20 @@ def write_files(folder: str | os.PathLike, *, examples: int = 400, seed: int = 0
     Raises:
         ValueError: one of the names is taken there.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     taken = [name for name in (*CHECKPOINTS, *FILES) if (folder / name).exists()]
     if taken:
         raise ValueError(
             f"folder {str(folder)!r} already holds {', '.join(taken)}; give an empty one"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     for name in CHECKPOINTS:
         shutil.copytree(checkpoint(name), folder / name)
     texts, labels, pairs = world.contrast_texts(examples, seed)
     rows = ({"text": t, "label": i, "pair": p} for t, i, p in zip(texts, labels, pairs))
     _write_rows(folder / "contrast.jsonl", rows)
     plain = "\n".join(world.plain_texts(40, seed=3)) + "\n"
-    (folder / "plain.txt").write_text(plain, "utf-8")
+    _write(folder / "plain.txt", plain)
     _write_rows(folder / "questions.jsonl", _questions())
     return folder
 
@@ -59,4 +61,9 @@ def _questions() -> Iterable[dict[str, Any]]:
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")

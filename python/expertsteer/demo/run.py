@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from .. import report
 from .._files import to_json
+from .._paths import local_path
 from .._progress import progress
+from .._text import SafeConsole
+from .._writing import replacing
 from ..align import align
 from ..artifacts import HiddenStates, LayerPairing
 from ..evaluate import choice_probabilities, mean_loss
@@ -175,7 +177,7 @@ def run_demo(
         raise ValueError("plot=True needs matplotlib: pip install 'expertsteer[plot]'")
     plot = report.can_plot() if plot is None else plot
     with one_thread():
-        return _run(Path(out), seed, plot, quiet)
+        return _run(local_path(out, "out"), seed, plot, quiet)
 
 
 @contextmanager
@@ -318,11 +320,12 @@ def _curves(bench: Bench, methods: dict[str, SteeringVectors], rows: list[Row], 
 
 
 def _write_json(path: Path, result: DemoResult) -> None:
-    path.write_text(to_json(result.to_dict()) + "\n", "utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(result.to_dict()) + "\n", "utf-8")
 
 
 def _print(result: DemoResult, out: Path, questions: int) -> None:
-    console = Console()
+    console = SafeConsole()
     if not console.is_terminal:  # a log has no edge to wrap at
         console.width = 100
     title = f"How often the target gives the specialist's answer ({questions} ambiguous questions)"
@@ -333,5 +336,5 @@ def _print(result: DemoResult, out: Path, questions: int) -> None:
     for sample in result.samples:
         answers.add_row(*(sample[column.header] for column in answers.columns))
     console.print(answers)
-    console.print(result.verdict(), markup=False, highlight=False)
+    console.print(result.verdict())
     console.print(f"{result.seconds:.0f} s; vectors, figures and pictures are in {out}/")

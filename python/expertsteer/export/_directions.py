@@ -12,6 +12,7 @@ import torch
 
 from .._attaching import require_effect, resolved_strength
 from .._files import ArtifactError
+from .._metadata import model_of
 from ..vectors import SteeringVectors
 
 CONVENTIONS = ("zero_based", "one_based")
@@ -27,8 +28,8 @@ def checked_vectors(vectors: Any, strength: float | str = 1.0) -> float:
     if not isinstance(vectors, SteeringVectors):
         raise ValueError(f"vectors must be SteeringVectors, came {type(vectors).__name__}")
     require_effect(vectors)
-    depth = (vectors.metadata.get("target") or {}).get("num_layers")
-    if type(depth) is int and max(vectors.layers) >= depth:
+    depth = model_of(vectors.metadata, "target").get("num_layers")
+    if depth is not None and max(vectors.layers) >= depth:
         raise ValueError(
             f"vectors steer layer {max(vectors.layers)}, their metadata name a target with {depth} "
             f"layers (0..{depth - 1}); select the layers that it has"

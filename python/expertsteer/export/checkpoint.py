@@ -22,6 +22,7 @@ from torch import nn
 from .._attaching import checked_experts, resolved_strength
 from .._decoder import find_decoder
 from .._foldable import last_linear, why_not_foldable
+from .._writing import appearing, require_new
 from ..folding_checkpoint import fold_permanently, why_not_permanent
 from ..vectors import SteeringVectors
 from ._card import model_card
@@ -34,7 +35,6 @@ from ._checkpoint_files import (
     write_config,
     write_index,
 )
-from ._folders import appearing, require_new
 from ._source import SourceCheckpoint, disk_name, model_without_weights, open_source
 from ._tensor_files import NewTensor, write_tensors
 

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from .._files import ArtifactError, to_json
+from .._writing import appearing, require_new
 from ..vectors import SteeringVectors
 from . import sglang_hook
 from ._directions import checked_vectors, directions
-from ._folders import appearing, require_new
 from .npz import export_npz
 from .sglang_hook import make_hook as make_hook
 

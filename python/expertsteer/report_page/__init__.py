@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .._files import _replacing, to_json
+from .._files import to_json
+from .._paths import local_path
+from .._writing import made_folder, replacing
 from ..evaluation import Evaluation
 from ..report import can_plot
 from . import charts
@@ -35,18 +37,24 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike) -> Path:
     Raises:
         ValueError: ``evaluation.method`` is no row of the comparison, or one without tests; or
             values that json cannot hold.
-        OSError: the folder cannot be written.
+        ArtifactError: the folder cannot be written, or the disk is full; the figures
+            (``evaluation.json``) are written first.
     """
     values = page_values(evaluation)  # before anything is written: it raises on a wrong method
     document = to_json(finite(evaluation.to_dict())) + "\n"
     table = markdown_table(evaluation.comparison)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(local_path(folder, "folder"))
+    # The figures first: what cannot be drawn, or has no room any more, must not cost them.
+    _write(folder / DOCUMENT, document)
+    _write(folder / TABLE, table)
     page = _template().render(**values, **_charts(evaluation, folder), version=__version__)
-    for name, text in ((DOCUMENT, document), (TABLE, table), (PAGE, page)):
-        with _replacing(folder / name) as temporary:
-            temporary.write_text(text, "utf-8", newline="\n")
+    _write(folder / PAGE, page)
     return folder / PAGE
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8", newline="\n")
 
 
 def _charts(evaluation: Evaluation, folder: Path) -> dict[str, Any]:

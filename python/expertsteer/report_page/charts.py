@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .._files import _replacing
+from .._writing import replacing
 
 WIDTH = 4.0  # inches, little enough that letters stay readable on a phone
 INK, MUTED, GRID, ACCENT, GREY = "#1c2733", "#5b6770", "#e4e8ec", "#b8431f", "#98a2ab"
@@ -103,7 +103,7 @@ def _write(figure: Any, path: Path) -> None:
     metadata = {"Software": None} if kind == "png" else None
     for artist in figure.findobj(lambda a: a.get_gid() == DARK):
         artist.set_visible(False)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=200, format=kind, metadata=metadata)
     for artist in figure.findobj(lambda a: a.get_gid() == DARK):
         artist.set_visible(True)

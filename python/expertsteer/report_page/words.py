@@ -6,13 +6,12 @@ import math
 import re
 from typing import Any
 
+from .._text import clean, line, markdown
 from ..statistics import PairedTest
 
+__all__ = ["clean", "excerpt", "finite", "line", "markdown", "number", "p_text", "p_value"]
+
 MINUS, NONE = "\u2212", "\u2013"
-# What no text file should hold: half a surrogate pair cannot be encoded, and most control
-# characters are not allowed in HTML, escaped or not.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#|!~&$])")
 
 
 def number(value: float | None, signed: bool = False) -> str:
@@ -44,17 +43,6 @@ def p_text(p: float | None) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def clean(text: Any) -> str:
-    """The text with what cannot be written or shown replaced by U+FFFD; lines and tabs stay."""
-    return _UNPRINTABLE.sub("\ufffd", str(text).replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def line(text: Any, limit: int = 120) -> str:
-    """A name in one line of at most ``limit`` characters."""
-    text = " ".join(clean(text).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def excerpt(text: Any, limit: int) -> str:
     """Long text with its middle left out: a prompt's question stands at its end."""
     text = clean(text)
@@ -64,11 +52,6 @@ def excerpt(text: Any, limit: int) -> str:
     tail = limit - head
     left_out = len(text) - limit
     return f"{text[:head]}\n[… {left_out:,} characters left out …]\n{text[-tail:]}"
-
-
-def markdown(text: Any) -> str:
-    """A name as one cell of a markdown table."""
-    return _MARKDOWN.sub(r"\\\1", line(text))
 
 
 def finite(value: Any) -> Any:
