@@ -161,7 +161,7 @@ def test_bad_input_is_one_readable_line(world, tmp_path):
         (export(world, out, *sglang, "--decoder-layers", "model.*"), "dotted name"),
         (export(world, out, *sglang, "--layers", 7), "layers [7] carry no vector"),
         (export(world, out, *sglang, of="nobody"), "neither a folder"),
-        (run("import", tmp_path / "torn.npz", "--out", out), "torn.npz is no readable"),
+        (run("import", tmp_path / "torn.npz", "--out", out), "torn.npz: truncated, damaged"),
         (run("import", tmp_path / "text.txt", "--out", out), "must end in .gguf or .npz"),
         (run("import", tmp_path / "nobody.npz", "--out", out), "is no file"),
     ]
@@ -188,4 +188,4 @@ def test_a_torn_control_vector_is_one_readable_line(tmp_path):
     pytest.importorskip("gguf")
     (tmp_path / "torn.gguf").write_bytes(b"GGUF")
     done = run("import", tmp_path / "torn.gguf", "--out", tmp_path / "out")
-    assert done.returncode == 2 and "torn.gguf is not a whole GGUF file" in done.stderr
+    assert done.returncode == 2 and "torn.gguf: truncated, damaged" in done.stderr

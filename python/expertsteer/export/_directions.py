@@ -13,6 +13,8 @@ import torch
 from .._attaching import require_effect, resolved_strength
 from .._files import ArtifactError
 from .._metadata import model_of
+from .._paths import local_path
+from .._writing import made_folder
 from ..vectors import SteeringVectors
 
 CONVENTIONS = ("zero_based", "one_based")
@@ -86,7 +88,7 @@ def from_directions(
         )
     first = CONVENTIONS.index(layer_convention)
     scales = scales or {}
-    vectors = {}
+    vectors: dict[int, torch.Tensor] = {}
     for number, array in arrays.items():
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
             raise ValueError(f"{where}: layers must be whole numbers, came {number!r}")
@@ -96,6 +98,8 @@ def from_directions(
                 f"{where}: layer {number} is below the first one ({first}) when layers are counted "
                 f"{layer_convention}; choose the other layer_convention"
             )
+        if layer in vectors:
+            raise ValueError(f"{where}: there are two directions for layer {number}")
         array = np.asarray(array)
         if array.ndim != 1 or array.size == 0 or array.dtype.kind != "f":
             raise ValueError(
@@ -120,15 +124,12 @@ def new_file(path: str | os.PathLike, ending: str) -> Path:
     Raises:
         ValueError: a folder, or another ending than the programs that read it expect.
     """
-    path = Path(path)
+    path = local_path(path, "out")
     if path.is_dir():
         raise ValueError(f"out {str(path)!r} is a folder; name a file in it (*{ending})")
     if path.suffix != ending:
         raise ValueError(f"out {str(path)!r} must end in {ending}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"out {str(path)!r} cannot be written: {error}") from error
+    made_folder(path.parent)
     return path
 
 

@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import ArtifactError
+from .._paths import local_path
+from .._reading import (
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    ArtifactError,
+    checked_field,
+    either,
+    listed,
+    optional,
+    reading,
+)
 from ._tensor_files import FLOATING, StoredTensor, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -68,7 +80,7 @@ def open_source(source: str | os.PathLike, revision: str | None = None) -> Sourc
             that is quantised, pickled, an adapter, or incomplete.
         ArtifactError: a file of it is damaged.
     """
-    folder, hub_id = Path(source).expanduser(), ""
+    folder, hub_id = local_path(source, "model"), ""
     if not folder.is_dir():
         folder, hub_id = _downloaded(str(source), revision), str(source)
         revision = folder.name if folder.parent.name == "snapshots" else revision
@@ -89,6 +101,11 @@ def open_source(source: str | os.PathLike, revision: str | None = None) -> Sourc
     index = read_json(folder / INDEX) if sharded else {}
     if sharded and not index:
         raise ArtifactError(f"{folder / INDEX} is empty; download or copy it again")
+    counts = checked_field(index, "metadata", optional(OBJECT), folder / INDEX, default=None) or {}
+    for name in ("total_size", "total_parameters"):
+        checked_field(counts, name, either(WHOLE, NUMBER), f"{folder / INDEX}, metadata", default=0)
+    kind = optional(listed(TEXT))
+    checked_field(config, "architectures", kind, folder / "config.json", default=None)
     names = _shard_names(folder, index)
     shards = {name: read_header(folder / name) for name in names}
     return SourceCheckpoint(folder, str(source), hub_id, revision, config, index, shards)
@@ -207,15 +224,13 @@ def _shard_names(folder: Path, index: dict[str, Any]) -> list[str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a json file of a checkpoint folder, or an error that names the file."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise ValueError(
             f"model folder {str(path.parent)!r} holds no {path.name}; give the folder of a "
             "checkpoint that transformers loads"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not readable json: {error}") from error
+        )
+    with reading(path, "json file"):
+        document = json.loads(path.read_bytes().decode("utf-8"))
     if not isinstance(document, dict):
         raise ArtifactError(f"{path} holds a {type(document).__name__}, expected a json object")
     return document

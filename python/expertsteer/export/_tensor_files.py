@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from .._files import ArtifactError
+from .._reading import ArtifactError, load_json, reading
 
 CHUNK = 4 << 20
 FLOATING = {
@@ -26,7 +27,6 @@ FLOATING = {
     "F64": torch.float64,
 }
 _NAMES = {dtype: name for name, dtype in FLOATING.items()}
-_LONGEST_HEADER = 100 << 20  # the limit of the library
 
 
 @dataclass(frozen=True)
@@ -101,26 +101,15 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     Raises:
         ArtifactError: no safetensors file, or a truncated one.
     """
-    damaged = f"{path} is not a whole safetensors file"
-    size = path.stat().st_size
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-            raise ArtifactError(f"{damaged}: its header does not fit; download or copy it again")
-        text = stream.read(length)
-    try:
-        header = json.loads(text)
-        metadata = header.pop("__metadata__", None) or {}
+    with reading(path, "safetensors file"):
+        # The library checks that the ranges are those of the shapes, and cover the file once.
+        with safe_open(path, "pt") as checked:
+            metadata = checked.metadata() or {}
+        with open(path, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = load_json(stream.read(length))
+        header.pop("__metadata__", None)
         tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"{damaged}: its header cannot be read ({type(error).__name__}: {error})"
-        ) from error
-    for tensor in tensors.values():
-        if tensor.start + tensor.length > size:
-            raise ArtifactError(
-                f"{damaged}: tensor {tensor.name!r} ends behind its end; download or copy it again"
-            )
     return tensors, metadata
 
 

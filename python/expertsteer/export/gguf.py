@@ -13,20 +13,38 @@ block 1; such files are read with ``layer_convention="one_based"``.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from .._files import ArtifactError, _replacing, to_json
+from .._digests import digest
+from .._files import to_json
+from .._metadata import model_of
+from .._paths import local_path
+from .._reading import (
+    NUMBER,
+    OBJECT,
+    TEXT,
+    ArtifactError,
+    by_name,
+    checked_field,
+    load_json,
+    reading,
+)
+from .._writing import replacing
 from ..vectors import SteeringVectors, package_versions
 from ._directions import checked_vectors, directions, from_directions, new_file, require_same
+from ._gguf_header import require_whole
 
 ARCHITECTURE = "controlvector"
 PROGRAMS = ("llama.cpp", "repeng")
 _DOCUMENT = "expertsteer.document"
+_MARK = f"{ARCHITECTURE}.document_digest"  # a file of this package that lost one lacks the other
+_WHAT = "GGUF file"
 
 
 def export_gguf(
@@ -65,12 +83,9 @@ def export_gguf(
         )
     path = new_file(path, ".gguf")
     arrays = directions(vectors, strength)
-    try:
-        with _replacing(path) as temporary:
-            _write(gguf, temporary, arrays, vectors, strength, model_hint or model_family(vectors))
-            require_same(path, arrays, import_gguf(temporary))
-    except OSError as error:
-        raise ArtifactError(f"out {str(path)!r} cannot be written: {error}") from error
+    with replacing(path) as temporary:
+        _write(gguf, temporary, arrays, vectors, strength, model_hint or model_family(vectors))
+        require_same(path, arrays, import_gguf(temporary))
     return path
 
 
@@ -95,21 +110,16 @@ def import_gguf(
         ArtifactError: a damaged file.
     """
     gguf = _package()
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise ValueError(f"path {str(path)!r} is no file; give a control vector (*.gguf)")
-    try:
+    with reading(path, _WHAT):  # the reader indexes whatever it finds
+        require_whole(memoryview(np.memmap(path, np.uint8, "r")))
         reader = gguf.GGUFReader(path)
         kind = _text(reader, "general.architecture")
         hint = _text(reader, f"{ARCHITECTURE}.model_hint")
-        document = json.loads(_text(reader, _DOCUMENT) or "{}")
-        scales = {int(i): float(s) for i, s in document.get("scales", {}).items()}
+        document = _document(path, _text(reader, _DOCUMENT), _text(reader, _MARK))
         found = [(t.name, np.array(t.data), t.tensor_type) for t in reader.tensors]
-    except Exception as error:  # the reader indexes whatever it finds
-        raise ArtifactError(
-            f"{path} is not a whole GGUF file ({type(error).__name__}: {error}); download or copy "
-            "it again"
-        ) from error
     if kind != ARCHITECTURE:
         raise ValueError(
             f"{path}: general.architecture is {kind!r}, expected {ARCHITECTURE!r}; this is no "
@@ -126,8 +136,38 @@ def import_gguf(
         if layer in arrays:
             raise ValueError(f"{path} has two directions for layer {layer}; one was expected")
         arrays[layer] = _checked(gguf, path, name, array, kind)
+    expected = document.get("digests")
+    if expected is not None and expected != _digests(arrays):
+        raise ArtifactError(
+            f"{path}: its directions are not those that were written (their digests differ); "
+            "download or copy it again"
+        )
+    scales = {int(i): float(s) for i, s in document.get("scales", {}).items()}
     metadata = document.get("metadata") or {"imported_from": "gguf", "model_hint": hint}
     return from_directions(arrays, str(path), layer_convention, scales, metadata)
+
+
+def _document(path: Path, text: str, mark: str) -> dict[str, Any]:
+    """What a file of this package says of itself; empty for one of another program."""
+    if not text and not mark:
+        return {}
+    document = load_json(text)
+    checked_field(document, "scales", by_name(NUMBER), f"{path}, {_DOCUMENT}")
+    checked_field(document, "metadata", OBJECT, f"{path}, {_DOCUMENT}")
+    new = "digests" in document
+    if (mark and mark != _mark(text)) or bool(mark) != new:
+        raise ValueError(f"{_DOCUMENT} was changed")
+    if new:
+        checked_field(document, "digests", by_name(TEXT), f"{path}, {_DOCUMENT}")
+    return document
+
+
+def _mark(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _digests(arrays: dict[int, np.ndarray]) -> dict[str, str]:
+    return {str(layer): digest(torch.from_numpy(array)) for layer, array in arrays.items()}
 
 
 def _write(gguf, path: Path, arrays, vectors: SteeringVectors, strength: float, hint: str) -> None:
@@ -140,8 +180,11 @@ def _write(gguf, path: Path, arrays, vectors: SteeringVectors, strength: float, 
             "scales": {str(i): s for i, s in vectors.scales.items()},
             "strength": strength,
             "metadata": {"versions": package_versions(), **vectors.metadata},
+            "digests": _digests(arrays),
         }
-        writer.add_string(_DOCUMENT, to_json(document))
+        text = to_json(document)
+        writer.add_string(_MARK, _mark(text))
+        writer.add_string(_DOCUMENT, text)
         for layer, array in arrays.items():
             writer.add_tensor(f"direction.{layer}", array)
         writer.write_header_to_file()
@@ -178,9 +221,7 @@ def _text(reader: Any, key: str) -> str:
 
 def model_family(vectors: SteeringVectors) -> str:
     """The family by the name of the target's class: LlamaForCausalLM is llama."""
-    name = (vectors.metadata.get("target") or {}).get("architecture")
-    if not isinstance(name, str):
-        return "unknown"
+    name = model_of(vectors.metadata, "target").get("architecture") or "unknown"
     for ending in ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"):
         name = name.removesuffix(ending)
     return name.lower() or "unknown"

@@ -16,6 +16,7 @@ Operations: ``"add"``; ``"clamp"``; and ``"remove"`` at strength 1, which is cla
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,12 @@ from torch import Tensor, nn
 
 from .._attaching import checked_experts, resolved_strength
 from .._decoder import find_decoder, uncompiled
-from .._files import ArtifactError, _replacing
+from .._files import ArtifactError
+from .._paths import local_path
+from .._reading import reading
+from .._writing import made_folder, replacing
 from ..vectors import SteeringVectors
+from ._archives import checked_archive
 
 _FIELDS = {"steering_vector", "steering_coefficient", "action", "bias", "head_index"}
 
@@ -58,7 +63,7 @@ def write(
             model, a strength that is not finite.
         ArtifactError: the file reads back other than it was written.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.suffix not in (".pt", ".pth"):
         raise ValueError(f"path must end in .pt, or the harness refuses it, came {str(path)!r}")
     amount = resolved_strength(strength, {0: vectors}, operation)
@@ -67,9 +72,11 @@ def write(
         raise ValueError(f"lm-eval's steered model cannot hold this: {reason}")
     names = hookpoints(model, vectors, decoder_layers)
     content = {names[i]: _entry(vectors, i, amount, operation) for i in vectors.layers}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
-        torch.save(content, temporary)
+    made = io.BytesIO()
+    torch.save(content, made)
+    made_folder(path.parent)
+    with replacing(path) as temporary:
+        temporary.write_bytes(made.getvalue())
         _require_same(read(temporary), content, path)
     return path
 
@@ -80,17 +87,30 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Raises:
         ArtifactError: not such a file.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead it to
-        raise ArtifactError(f"{path} is not a file of steering vectors: {error}") from error
-    entries = content.values() if isinstance(content, dict) else [None]
-    if not content or not all(isinstance(e, dict) and set(e) == _FIELDS for e in entries):
+    path = local_path(path)
+    with reading(path, "file of steering vectors"):  # torch raises whatever the bytes lead it to
+        # torch does not look at the archive's checksums.
+        archive = checked_archive(path, "file of steering vectors")
+        content = torch.load(archive, map_location="cpu", weights_only=True)
+    entries = content.items() if isinstance(content, dict) else [(None, None)]
+    if not content or not all(_is_entry(name, entry) for name, entry in entries):
         raise ArtifactError(
             f"{path} must hold a dictionary of {sorted(_FIELDS)} by hookpoint, came "
             f"{type(content).__name__}"
         )
     return content
+
+
+def _is_entry(name: Any, entry: Any) -> bool:
+    if not isinstance(name, str) or not isinstance(entry, dict) or set(entry) != _FIELDS:
+        return False
+    vector, amount = entry["steering_vector"], entry["steering_coefficient"]
+    return (
+        isinstance(vector, Tensor)
+        and vector.is_floating_point()
+        and type(amount) in (int, float)
+        and isinstance(entry["action"], str)
+    )
 
 
 def why_not(operation: str = "add", positions: Any = "all", strength: float = 1.0) -> str | None:

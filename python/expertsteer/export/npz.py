@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-import json
+import io
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -15,11 +16,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._files import ArtifactError, _replacing, to_json
+from .._files import to_json
+from .._paths import local_path
+from .._reading import (
+    OBJECT,
+    TEXT,
+    ArtifactError,
+    checked_field,
+    listed,
+    load_json,
+    optional,
+    reading,
+)
+from .._writing import replacing
 from ..vectors import SteeringVectors, package_versions
+from ._archives import checked_archive
 from ._directions import checked_vectors, new_file
 
 _KIND = "expertsteer.npz"
+_WHAT = "NumPy archive of plain arrays"
 _FIELDS = ("layers", "vectors", "scales", "document")
 
 
@@ -56,13 +71,11 @@ def export_npz(vectors: SteeringVectors, path: str | os.PathLike) -> Path:
         "scales": np.array(list(vectors.scales.values()), np.float64),
         "document": np.array(to_json(document)),
     }
-    try:
-        with _replacing(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)
-            stream.flush()
-            _require_equal(path, vectors, import_npz(temporary))
-    except OSError as error:
-        raise ArtifactError(f"out {str(path)!r} cannot be written: {error}") from error
+    made = io.BytesIO()
+    np.savez(made, **arrays)
+    with replacing(path) as temporary:
+        temporary.write_bytes(made.getvalue())
+        _require_equal(path, vectors, import_npz(temporary))
     return path
 
 
@@ -73,21 +86,14 @@ def import_npz(path: str | os.PathLike) -> SteeringVectors:
         ValueError: no such file; a field that is missing or has another shape.
         ArtifactError: a damaged file, or one with pickled objects.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise ValueError(f"path {str(path)!r} is no file; give an archive of vectors (*.npz)")
-    try:
-        # Opened here: NumPy leaves the file open where it finds no archive in it.
-        with open(path, "rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("one array, not an archive")
-            fields = {name: archive[name] for name in _FIELDS if name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise ArtifactError(
-            f"{path} is no readable NumPy archive of plain arrays ({type(error).__name__}: "
-            f"{error}); download or copy it again"
-        ) from error
+    with reading(path, _WHAT):
+        data = checked_archive(path, _WHAT)
+        _require_sizes(data)
+        archive = np.load(data, allow_pickle=False)
+        fields = {name: archive[name] for name in _FIELDS if name in archive.files}
     layers, rows = _field(path, fields, "layers", 1, "iu"), _field(path, fields, "vectors", 2, "f")
     scales = np.ones(len(layers))
     if "scales" in fields:
@@ -97,17 +103,35 @@ def import_npz(path: str | os.PathLike) -> SteeringVectors:
             f"{path}: layers, vectors and scales must have one entry per layer, came "
             f"{len(layers)}, {len(rows)} and {len(scales)}"
         )
+    if len(set(layers.tolist())) < len(layers):
+        raise ValueError(f"{path}: layers must be different, came {layers.tolist()}")
     document = _document(path, fields)
     types = document.get("dtypes") or [None] * len(rows)
-    try:
+    with reading(path, _WHAT):
+        if len(types) != len(rows):
+            raise ValueError(f"'document' names {len(types)} types for {len(rows)} vectors")
         made = [_as(torch.from_numpy(row.copy()), kind) for row, kind in zip(rows, types)]
         return SteeringVectors(
             dict(zip(layers.tolist(), made)),
             dict(zip(layers.tolist(), scales.tolist())),
             document.get("metadata") or {"imported_from": "npz"},
         )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+
+
+def _require_sizes(data: io.BytesIO) -> None:
+    """NumPy takes the memory that an array's header asks for before it reads any of it."""
+    with zipfile.ZipFile(data) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = f"read_array_header_{version[0]}_0"
+                shape, _, dtype = getattr(np.lib.format, read)(stream)
+                size = stream.tell() + math.prod(shape) * dtype.itemsize
+            if not dtype.hasobject and size != member.file_size:
+                raise ValueError(
+                    f"{member.filename} declares {size:,} bytes of {member.file_size:,}"
+                )
+    data.seek(0)
 
 
 def _field(path: Path, fields: dict, name: str, dimensions: int, kinds: str) -> np.ndarray:
@@ -126,15 +150,13 @@ def _field(path: Path, fields: dict, name: str, dimensions: int, kinds: str) -> 
 def _document(path: Path, fields: dict) -> dict:
     if "document" not in fields:
         return {}
-    try:
-        document = json.loads(str(fields["document"]))
+    where = f"{path}, 'document'"
+    with reading(where, f"json of {_KIND} version 1", "install the release that wrote it"):
+        document = load_json(str(fields["document"]))
         if document["format"] != _KIND or document["format_version"] != 1:
             raise ValueError(f"format {document['format']!r} {document['format_version']!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{path}: 'document' is not the json of {_KIND} version 1 ({type(error).__name__}: "
-            f"{error}); install the release that wrote it"
-        ) from error
+    checked_field(document, "metadata", optional(OBJECT), where, default=None)
+    checked_field(document, "dtypes", optional(listed(TEXT)), where, default=None)
     return document
 
 
