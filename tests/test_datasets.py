@@ -137,7 +137,7 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "bad.parquet").write_text("no table")
     (tmp_path / "set.csv").write_text("text,label")
     for name, reason in (
-        ("bad.parquet", "bad.parquet is not a readable parquet file"),
+        ("bad.parquet", "bad.parquet: truncated, damaged or foreign parquet file"),
         ("set.csv", r"must end in one of .jsonl, .ndjson, .json, .parquet, came 'set.csv'"),
         ("nowhere.jsonl", "there is none at .*nowhere.jsonl"),
     ):

@@ -35,12 +35,3 @@ def local_path(value: str | os.PathLike, argument: str = "path") -> Path:
             "of that name give the whole path"
         )
     return Path(expanded)
-
-
-def is_folder(value: str | os.PathLike) -> bool:
-    """Whether there is a folder at a path that may be a Hub id as well.
-
-    Raises:
-        ValueError: as `local_path`.
-    """
-    return local_path(value, "folder_or_hub_id").is_dir()

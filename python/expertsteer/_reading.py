@@ -11,13 +11,19 @@ from typing import Any, NamedTuple
 AGAIN = "download or copy it again"
 
 
-class ArtifactError(ValueError):
+class InputError(ValueError):
+    """An error of ours: it says already what is wrong, where, and what to do."""
+
+
+class ArtifactError(InputError):
     """A file is missing, unreadable, truncated, damaged, foreign, or not the one that belongs."""
 
 
 @contextmanager
-def reading(path: Any, what: str, advice: str = AGAIN) -> Iterator[None]:
-    """Turn whatever is raised while ``path`` is read and understood into `ArtifactError`.
+def reading(
+    path: Any, what: str, advice: str = AGAIN, error_type: type[InputError] = ArtifactError
+) -> Iterator[None]:
+    """Turn whatever is raised while ``path`` is read and understood into one error that names it.
 
     Bytes that nobody checked lead the libraries that parse them to errors of every kind. Those of
     the system (no right to read, a broken disk) are told from those of the contents.
@@ -26,19 +32,20 @@ def reading(path: Any, what: str, advice: str = AGAIN) -> Iterator[None]:
         path: what the error names: the file.
         what: the kind of file, as in "damaged or foreign GGUF file".
         advice: what to do about wrong contents.
+        error_type: what is raised; an `InputError` passes as it is.
     """
     try:
         yield
-    except ArtifactError:
+    except InputError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise ArtifactError(
+            raise error_type(
                 f"{path} cannot be read: {error.strerror or error}; nothing is known to be wrong "
                 "with its contents: mend its permissions or the disk, and read it again"
             ) from error
         told = f"{type(error).__name__}: {short(error, 400)}"
-        raise ArtifactError(
+        raise error_type(
             f"{path}: truncated, damaged or foreign {what} ({told}); {advice}"
         ) from error
 

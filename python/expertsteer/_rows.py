@@ -10,6 +10,8 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ._reading import InputError
+
 # A piece of text, or chat messages ({"role", "content"}) for the tokenizer's chat template.
 Content = str | tuple[dict[str, str], ...]
 
@@ -25,7 +27,7 @@ class Record(NamedTuple):
     pair: Any  # examples with equal values belong together; None stands alone
 
 
-class ContrastSetError(ValueError):
+class ContrastSetError(InputError):
     """A contrast set cannot be made, or split, from what was given.
 
     Attributes:
@@ -120,6 +122,8 @@ def _decode(line: bytes) -> Any:
         return _Malformed(f"not UTF-8 text (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
         return _Malformed(f"not valid JSON ({error.msg} at column {error.colno})")
+    except ValueError as error:  # a number of more digits than Python reads
+        return _Malformed(f"not a usable row ({error})")
     except RecursionError:
         return _Malformed("not a usable row (JSON nested too deeply)")
 

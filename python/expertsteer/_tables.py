@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ._reading import reading
 from ._rows import ContrastSetError, json_lines
 
 FIELDS = ("text", "messages", "label", "pair", "prompt", "positive", "negative")
@@ -25,7 +28,7 @@ def file_rows(path: Path, columns: Mapping[str, str]) -> Rows:
     if path.suffix.lower() in PARQUET:
         yield from _parquet_rows(path, columns)
     elif path.suffix.lower() in JSON_LINES:
-        with path.open("rb") as stream:
+        with lines_of(path), path.open("rb") as stream:
             for where, row in json_lines(stream):
                 yield where, _renamed(row, columns)
     else:
@@ -34,6 +37,10 @@ def file_rows(path: Path, columns: Mapping[str, str]) -> Rows:
             f"path must end in one of {kinds}, came {path.name!r}; rename the file, or load it "
             "with the datasets library and pass ContrastSet.from_dataset(...)"
         )
+
+
+def lines_of(path: Path) -> AbstractContextManager[None]:
+    return reading(path, "JSON-lines file", error_type=ContrastSetError)
 
 
 def dataset_rows(dataset: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> Rows:
@@ -68,27 +75,22 @@ def checked_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
 
 def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Rows:
     try:
-        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ContrastSetError(
             f"{path}: parquet files need pyarrow: pip install 'expertsteer[data]'"
         ) from error
     index = 0
-    try:
-        # Read as it comes: a row group may be the whole file.
-        with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as table:
-            names = table.schema_arrow.names
-            _require_columns(str(path), names, columns)
-            wanted = {columns.get(name, name) for name in FIELDS} & set(names)
-            for batch in table.iter_batches(batch_size=64, columns=sorted(wanted)):
-                for row in batch.to_pylist():
-                    yield f"row {index}", _tabular(row, columns)
-                    index += 1
-    except (ArrowException, OSError) as error:
-        raise ContrastSetError(
-            f"{path} is not a readable parquet file (at row {index}): {error}"
-        ) from error
+    # Read as it comes: a row group may be the whole file.
+    opening = partial(ParquetFile, path, pre_buffer=False, buffer_size=1 << 20)
+    with reading(path, "parquet file", error_type=ContrastSetError), opening() as table:
+        names = table.schema_arrow.names
+        _require_columns(str(path), names, columns)
+        wanted = {columns.get(name, name) for name in FIELDS} & set(names)
+        for batch in table.iter_batches(batch_size=64, columns=sorted(wanted)):
+            for row in batch.to_pylist():
+                yield f"row {index}", _tabular(row, columns)
+                index += 1
 
 
 def _require_columns(source: str, names: Iterable[str], columns: Mapping[str, str]) -> None:

@@ -9,16 +9,17 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ._paths import local_path
+from ._reading import InputError, reading
 from ._rows import json_lines
 
 SPLITS = ("validation", "test")
 _LISTED = 20
 
 
-class TaskError(ValueError):
+class TaskError(InputError):
     """A task cannot be made, or measured, from what was given.
 
     Attributes:
@@ -68,10 +69,10 @@ def items_of_file(path: str | os.PathLike, parse: Parse) -> tuple[Item, ...]:
     Raises:
         TaskError: no such file, an empty one, or unusable rows, all of them by line.
     """
-    path = Path(path)
+    path = local_path(path, "task")
     if not path.is_file():
         raise TaskError(f"task must name a JSON-lines file, there is none at {path}")
-    with path.open("rb") as stream:
+    with reading(path, "JSON-lines file", error_type=TaskError), path.open("rb") as stream:
         return items_of_rows(str(path), json_lines(stream), parse)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
+from ._reading import reading
+from ._text import code, markdown
 from .vectors import EVALUATED, STORED, SteeringVectors
 
 PAPER = "https://arxiv.org/abs/2505.12313"
+_LONGEST = 1000  # characters of a sentence from the metadata
 
 
 def model_card(vectors: SteeringVectors, repo_id: str | None = None) -> str:
@@ -18,7 +22,15 @@ def model_card(vectors: SteeringVectors, repo_id: str | None = None) -> str:
 
     Args:
         repo_id: where the vectors will be found; without it the example says ``path/or/id``.
+
+    Raises:
+        ArtifactError: metadata of another kind than this package writes.
     """
+    with reading("metadata", "provenance", "correct it, or leave it out"):
+        return _card(vectors, repo_id)
+
+
+def _card(vectors: SteeringVectors, repo_id: str | None) -> str:
     from huggingface_hub import ModelCardData
 
     metadata = vectors.metadata
@@ -31,7 +43,7 @@ def model_card(vectors: SteeringVectors, repo_id: str | None = None) -> str:
     title = (repo_id or "Steering vectors").split("/")[-1]
     parts = [
         f"---\n{head.to_yaml()}\n---",
-        f"# {title}",
+        f"# {markdown(title)}",
         _opening(vectors),
         _use(vectors, repo_id),
         "## Where they came from",
@@ -46,9 +58,10 @@ def model_card(vectors: SteeringVectors, repo_id: str | None = None) -> str:
 
 def _opening(vectors: SteeringVectors) -> str:
     target, expert = (_name(vectors.metadata.get(side)) for side in ("target", "expert"))
-    learned = f", learned from the hidden states of {expert}" if expert else ""
+    target = markdown(target) if target else "a model"
+    learned = f", learned from the hidden states of {markdown(expert)}" if expert else ""
     return (
-        f"Steering vectors for {target or 'a model'} of width {vectors.width}{learned}. They are "
+        f"Steering vectors for {target} of width {vectors.width}{learned}. They are "
         "added to the hidden states while the model generates; no weight was trained. The method "
         f"is [ExpertSteer]({PAPER})."
     )
@@ -60,7 +73,7 @@ def _use(vectors: SteeringVectors, repo_id: str | None) -> str:
         "```python",
         "import expertsteer as es",
         "",
-        f'vectors = es.SteeringVectors.from_pretrained("{repo_id or "path/or/id"}")',
+        f"vectors = es.SteeringVectors.from_pretrained({json.dumps(repo_id or 'path/or/id')})",
         f"with es.attach(model, vectors, strength={strength}):",
         "    model.generate(**inputs)",
         "```",
@@ -75,14 +88,15 @@ def _provenance(vectors: SteeringVectors) -> list[tuple[str, str]]:
         if model:
             known = [model.get("architecture"), f"{model.get('num_layers', '?')} layers"]
             known += [f"width {model.get('hidden_size', '?')}"]
-            known += [f"revision `{model['revision']}`"] if model.get("revision") else []
-            rows.append((side, f"{_name(model)} ({', '.join(k for k in known if k)})"))
+            known = [markdown(part) for part in known if part]
+            known += [f"revision {code(model['revision'])}"] if model.get("revision") else []
+            rows.append((side, f"{markdown(_name(model))} ({', '.join(known)})"))
     for name in ("examples", "position", "alignment", "method", "settings", "versions"):
         value = metadata.get(name)
         if value not in (None, {}, ""):
-            rows.append((name, _flat(value)))
+            rows.append((name, markdown(_flat(value), _LONGEST)))
     if "rule" in (metadata.get("pairing") or {}):
-        rows.append(("pairs", f"{metadata['pairing']['rule']} mutual information"))
+        rows.append(("pairs", f"{markdown(metadata['pairing']['rule'])} mutual information"))
     return rows or [("", "not recorded: made by hand")]
 
 
@@ -94,21 +108,23 @@ def _layers(vectors: SteeringVectors) -> tuple[tuple[str, ...], list[tuple[str, 
     named |= {"norm": "norm", "scale": "scale", "validation_auc": "validation AUC"}
     shown = [key for key in named if any(row.get(key) is not None for row in rows)]
     return tuple(named[key] for key in shown), [
-        tuple(_number(row.get(key)) for key in shown) for row in rows
+        tuple(markdown(_number(row.get(key))) for key in shown) for row in rows
     ]
 
 
 def _measured(metadata: dict[str, Any]) -> list[str]:
     parts = []
     for found in metadata.get(STORED, []):
-        layers = ", ".join(map(str, found["layers"]))
+        layers = markdown(", ".join(map(str, found["layers"])))
         parts.append(
             f"Calibrated: strength {found['strength']:.4g} at layers {layers} costs "
             f"{found['divergence']:.3g} of a budget of {found['budget']:g} "
-            f"({_unit(found['measure'])}) on {found['texts']} neutral texts."
+            f"({_unit(found['measure'])}) on {markdown(found['texts'])} "
+            "neutral texts."
         )
     for measured in metadata.get(EVALUATED, []):
-        parts += [f"{measured['verdict']}", f"Measured: {measured['task']}. {_budget(measured)}"]
+        parts += [markdown(measured["verdict"], _LONGEST)]
+        parts += [f"Measured: {markdown(measured['task'])}. {_budget(measured)}"]
         parts.append(_controls(measured["rows"]))
     return parts or ["Not measured. `expertsteer evaluate` shows them beside their controls."]
 
@@ -121,10 +137,10 @@ def _controls(rows: list[dict[str, Any]]) -> str:
         tests = [_p(test) for test in row["against"].values()] or ["-", "-"]
         cells.append(
             (
-                row["name"],
+                markdown(row["name"]),
                 f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]",
                 f"{row['divergence']:.3f}" + ("" if row["within"] else " (over budget)"),
-                ", ".join(map(str, row["layers"])) or "-",
+                markdown(", ".join(map(str, row["layers"]))) or "-",
                 "-" if row["strength"] is None else f"{row['strength']:.2f}",
                 *tests,
             )
@@ -151,11 +167,7 @@ def _unit(measure: str) -> str:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(str(text).replace("|", "\\|").split())
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _number(value: Any) -> str:

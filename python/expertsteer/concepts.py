@@ -252,7 +252,7 @@ def _fingerprint(settings: ExpertSteer, *models: dict[str, Any]) -> str:
 
 def _is_there(out: Path, concept: Concept, made: str) -> bool:
     folder = out / concept.name
-    if not (folder / f"{KIND}.json").is_file():
+    if not (folder / f"{KIND}.json").is_file():  # written last
         return False
     about = concept_of(SteeringVectors.from_pretrained(folder).metadata, folder)
     if (about.get("contrast"), about.get("made")) != (concept.digest, made):

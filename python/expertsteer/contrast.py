@@ -12,12 +12,13 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 from . import _rows
 from ._examples import Digest, Example, numbered
+from ._paths import local_path
 from ._rows import Content, ContrastSetError
+from ._tables import lines_of
 
 __all__ = ["ContrastSet", "ContrastSetError", "Example"]
 
@@ -59,10 +60,10 @@ class ContrastSet(Sequence[Example]):
             ContrastSetError: no such file, or malformed rows: every one is reported with its
                 line number and reason.
         """
-        path = Path(path)
+        path = local_path(path)
         if not path.is_file():
             raise ContrastSetError(f"path must name a JSON-lines file, there is none at {path}")
-        with path.open("rb") as stream:
+        with lines_of(path), path.open("rb") as stream:
             records = _rows.collect(str(path), _rows.json_lines(stream))
         try:
             return cls._from_records(records)

@@ -23,6 +23,7 @@ from ._decoder import (
     uncompiled,
 )
 from ._forward import token_embedding
+from ._paths import local_path
 from ._reader import Reader, floating, model_dtype
 from ._tokens import warn_of_cut
 from .artifacts import HiddenStates
@@ -160,6 +161,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
     """A causal language model and its tokenizer, from a path, a Hub id or a model at hand.
 
@@ -171,9 +173,12 @@ def load(
             the processes of `torch.distributed`, by transformers' plan for it.
         dtype: for a model given by name; by default the type its checkpoint is stored in.
         revision: Hub branch, tag or commit, for a model given by name.
+        trust_remote_code: run the Python files of a repository that needs them, with your rights
+            on this machine. Off, such a repository is refused, and nobody is asked.
 
     Raises:
-        ValueError: nothing loadable under that name, or a model without a tokenizer.
+        ValueError: nothing loadable under that name, a repository that needs
+            ``trust_remote_code``, or a model without a tokenizer.
     """
     if isinstance(path_or_model, nn.Module):
         config = getattr(path_or_model, "config", None)
@@ -183,13 +188,16 @@ def load(
                 "tokenizer must be given with a model that was not loaded from a path or the Hub"
             )
         if isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = _from_pretrained("AutoTokenizer", "tokenizer", tokenizer)
+            trusted = {"trust_remote_code": trust_remote_code}
+            tokenizer = _from_pretrained("AutoTokenizer", "tokenizer", tokenizer, **trusted)
         return path_or_model, tokenizer
     device = _usable_device(device)
     if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
         source, options = (tokenizer, {}) if tokenizer else (path_or_model, {"revision": revision})
+        options["trust_remote_code"] = trust_remote_code
         tokenizer = _from_pretrained("AutoTokenizer", "tokenizer", source, **options)
     options = {"revision": revision, _dtype_option(): floating(dtype, "auto")}
+    options["trust_remote_code"] = trust_remote_code
     if device == "auto":
         options["device_map"] = "auto"
     elif device == TENSOR_PARALLEL:
@@ -234,22 +242,40 @@ def _from_pretrained(factory: str, kind: str, name: str | os.PathLike, **options
 
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"{kind} must be a path or Hub id, came {type(name).__name__}")
-    path = os.path.expanduser(name)
+    folder = local_path(name, kind)
+    path = os.fspath(folder if folder.is_dir() else name)
     wanted = f"{kind} {str(name)!r} cannot be loaded"
     if not os.path.isdir(path) and not _could_be_hub_id(name):
         raise ValueError(
             f"{wanted}: there is no folder of that name, and it is no Hub id (owner/name); "
             "check the path, or give the id of a model on the Hub"
         )
+    require_bool("trust_remote_code", options["trust_remote_code"])
     options = {option: value for option, value in options.items() if value is not None}
     try:
         return getattr(transformers, factory).from_pretrained(path, **options)
     except Exception as error:  # missing files, no network, damaged weights, unknown families
+        require_no_remote_code(wanted, error)
         where = "in that folder" if os.path.isdir(path) else "on the Hub, nor is there a folder"
         raise ValueError(
             f"{wanted}: no usable one {where} ({type(error).__name__}: {error}); "
             "check the name, and for a Hub id the network and your access"
         ) from error
+
+
+def require_no_remote_code(wanted: str, error: Exception) -> None:
+    """Say which option is missing, if transformers refused to run a repository's own code."""
+    if "trust_remote_code" in str(error):
+        raise ValueError(
+            f"{wanted}: its repository brings Python code of its own, which would run with your "
+            "rights on this machine. Read that code, and pass trust_remote_code=True "
+            "(--trust-remote-code) if you trust it; with a Hub id also name the revision you read"
+        ) from error
+
+
+def require_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):  # a path or "auto" here would count as yes
+        raise ValueError(f"{name} must be True or False, came {value!r}")
 
 
 def _could_be_hub_id(name: str | os.PathLike) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ._paths import local_path
 from ._ranks import Ranks
 from .align import METHODS, ROTATIONS, SOLVERS, Captured
 from .artifacts import Alignment, LayerPairing, MutualInformation
@@ -120,9 +121,10 @@ class ExpertSteer:
             expert_tokenizer, target_tokenizer: needed for models that were not loaded from a
                 path that also holds the tokenizer.
             contrast: a `ContrastStream` needs ``captures``.
-            expert_options, target_options: for one side only: ``revision`` (with a Hub id), and
-                ``decoder_layers`` and ``layers`` of its capture.
-            load_options: ``device`` and ``dtype`` for models given by name.
+            expert_options, target_options: for one side only: ``revision`` (with a Hub id),
+                ``trust_remote_code``, and ``decoder_layers`` and ``layers`` of its capture.
+            load_options: ``device``, ``dtype`` and ``trust_remote_code`` (off; see `load`) for
+                models given by name.
 
         Raises:
             ValueError: see the steps; each error names the argument to change.
@@ -277,7 +279,7 @@ class ExpertSteer:
             "progress": self.progress,
         }
         if self.captures is not None:
-            folder = os.path.join(self.captures, side)
+            folder = local_path(self.captures, "captures") / side
             states = capture_to(folder, model, tokenizer, contrast, **reading)
         else:
             states = capture(model, tokenizer, contrast, **reading)

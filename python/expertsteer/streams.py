@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ._examples import Digest, Example
+from ._paths import local_path
 from ._rows import ContrastSetError, PairNumbers, parse_all
 from ._tables import Rows, checked_columns, dataset_rows, file_rows
 from .contrast import ContrastSet
@@ -66,7 +67,7 @@ class ContrastStream:
         cls, path: str | os.PathLike, columns: Mapping[str, str] | None = None
     ) -> ContrastStream:
         """See `ContrastSet.from_file`; nothing is read yet."""
-        path, columns = Path(path), checked_columns(columns)
+        path, columns = local_path(path), checked_columns(columns)
         return cls(str(path), lambda: file_rows(path, columns), path)
 
     @classmethod

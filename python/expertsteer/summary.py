@@ -66,7 +66,16 @@ _COLUMNS = {
 
 def vectors_table(vectors: SteeringVectors, title: str) -> Group:
     """A table of the layers over one line each for expert, target and method; then the health
-    check, where the vectors hold one."""
+    check, where the vectors hold one.
+
+    Raises:
+        ArtifactError: metadata of another kind than this package writes.
+    """
+    with parsing("metadata", "provenance"):
+        return _table(vectors, title)
+
+
+def _table(vectors: SteeringVectors, title: str) -> Group:
     document = describe_vectors(vectors)
     shown = [name for name in _COLUMNS if any(name in row for row in document["layers"])]
     table = Table(title=f"{title}: width {vectors.width}")

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .._paths import local_path
+from .._reading import read_text
 from .._text import SafeConsole, json_line
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
@@ -17,6 +19,12 @@ MaxLength = Annotated[int | None, typer.Option(help="Truncate longer examples.")
 Device = Annotated[str | None, typer.Option(help="For example cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="For example bfloat16.")]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the Python code that a model's repository brings."
+    ),
+]
 LayersPath = Annotated[
     str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
 ]
@@ -67,7 +75,8 @@ def columns_of(text: str | None) -> dict[str, str] | None:
 
 def lines(name: str, path: Path) -> list[str]:
     """The texts of a file, one a line; the error names the option."""
-    found = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    path = local_path(path, name)
+    found = [line for line in read_text(path).splitlines() if line.strip()]
     if not found:
         raise ValueError(f"{name}: {path} holds no text; give one text a line")
     return found

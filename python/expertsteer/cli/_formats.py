@@ -36,6 +36,7 @@ class Asked:
     revision: str | None
     decoder_layers: str | None
     check_model: bool
+    trust_remote_code: bool
 
     def required(self, format: Format) -> str:
         if self.model is None:
@@ -51,7 +52,7 @@ class Asked:
         from .._decoder import find_decoder
         from ..export._source import model_of_config
 
-        network = model_of_config(self.model, self.model, self.revision)
+        network = model_of_config(self.model, self.model, self.revision, self.trust_remote_code)
         decoder = find_decoder(network, self.decoder_layers)
         checked_experts(network, vectors, decoder, self.check_model, "add", None)
         return network
@@ -60,6 +61,11 @@ class Asked:
 def _checkpoint(vectors, out: Path, strength: float, asked: Asked) -> Written:
     from ..export.checkpoint import export_checkpoint
 
+    if asked.trust_remote_code:
+        raise ValueError(
+            "trust_remote_code has no place in checkpoint: what is written loads in plain "
+            "transformers, which runs no repository's code; leave --trust-remote-code out"
+        )
     made = export_checkpoint(
         asked.required(Format.checkpoint),
         vectors,

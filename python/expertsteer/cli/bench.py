@@ -8,7 +8,17 @@ import typer
 from rich.table import Table
 
 from .._text import SafeConsole
-from ._common import Device, Dtype, Json, LayersPath, Revision, Seed, print_json, torch_dtype
+from ._common import (
+    Device,
+    Dtype,
+    Json,
+    LayersPath,
+    Revision,
+    Seed,
+    TrustRemoteCode,
+    print_json,
+    torch_dtype,
+)
 
 
 def bench(
@@ -24,6 +34,7 @@ def bench(
         int | None, typer.Option(help="Of torch, on a CPU; small models want one.")
     ] = None,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     decoder_layers: LayersPath = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -43,7 +54,13 @@ def bench(
         torch.set_num_threads(threads)
     dtype = torch_dtype(dtype)
     loaded = None if vectors is None else SteeringVectors.from_pretrained(vectors)
-    network, _ = load(model, device=device, dtype=dtype, revision=revision)
+    network, _ = load(
+        model,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     options = {"batch": batch, "prompt": prompt, "tokens": tokens, "rounds": rounds, "seed": seed}
     costs = run(
         network, loaded, **options, decoder_layers=decoder_layers, show_progress=not as_json

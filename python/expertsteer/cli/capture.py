@@ -17,6 +17,7 @@ from ._common import (
     OnlyLayers,
     Position,
     Revision,
+    TrustRemoteCode,
     columns_of,
     integer,
     print_json,
@@ -44,6 +45,7 @@ def capture(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the model, for example bfloat16.")] = None,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     decoder_layers: LayersPath = None,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +65,13 @@ def capture(
     stream = ContrastStream.from_file(contrast, columns_of(columns))
     with ranks_of_torchrun() as ranks:
         ranks.first(stream.require_file)  # before a model is loaded
-        network, tokenizer = load(model, device=device, dtype=dtype, revision=revision)
+        network, tokenizer = load(
+            model,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
         stored = capture_to(
             out,
             network,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from .._paths import local_path
 from .._text import SafeConsole
 from ._common import (
     Device,
@@ -18,6 +19,7 @@ from ._common import (
     LayersPath,
     Revision,
     Seed,
+    TrustRemoteCode,
     integer,
     lines,
     print_json,
@@ -116,6 +118,7 @@ def evaluate(
     dtype: Dtype = None,
     expert_revision: Revision = None,
     target_revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     expert_layers: LayersPath = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -151,6 +154,7 @@ def evaluate(
         "progress": not as_json,
     }
     options = {"device": device, "dtype": torch_dtype(dtype)}
+    options["trust_remote_code"] = trust_remote_code
     examples_of = None if contrast is None else ContrastSet.from_jsonl(contrast)
     knowing = own = None
     if expert is not None:
@@ -184,11 +188,14 @@ def evaluate(
         max_length=max_length,
         progress=not as_json,
     )
-    page = None if report is None else write_report(result, report)
+    # Before the report: a full disk must not cost what was measured.
     if as_json:
         print_json(result.to_dict())
     else:
-        _print(result, page)
+        _print(result)
+    page = None if report is None else write_report(result, report)
+    if page is not None and not as_json:
+        SafeConsole(soft_wrap=True).print(f"Report: {page}")
 
 
 def _require_sources(expert: str | None, contrast: Path | None, vectors: Any) -> None:
@@ -207,7 +214,10 @@ def require_own_folder(folder: Path | None) -> None:
     Raises:
         ValueError: the folder is a file, or holds what no report consists of.
     """
-    if folder is None or not folder.exists():
+    if folder is None:
+        return
+    folder = local_path(folder, "--report")
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise ValueError(f"--report: {folder} is a file; name a folder")
@@ -237,7 +247,7 @@ def _task_options(kind: TaskType, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _print(result: Any, page: Path | None) -> None:
+def _print(result: Any) -> None:
     from ..report import comparison_table
 
     console = SafeConsole()
@@ -261,7 +271,7 @@ def _print(result: Any, page: Path | None) -> None:
     counts = result.outcomes
     console.print(
         f"Test items: {counts['win']} better, {counts['loss']} worse, {counts['tie']} the same. "
-        f"{result.comparison.seconds:.0f} s." + ("" if page is None else f" Report: {page}"),
+        f"{result.comparison.seconds:.0f} s.",
     )
 
 

@@ -9,8 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
+from .._paths import local_path
 from .._text import SafeConsole
-from ._common import CheckModel, Json, LayersPath, OnlyLayers, Revision, integer, print_json, show
+from ._common import (
+    CheckModel,
+    Json,
+    LayersPath,
+    OnlyLayers,
+    Revision,
+    TrustRemoteCode,
+    integer,
+    print_json,
+    show,
+)
 from ._formats import WRITERS, Asked, Format
 
 
@@ -36,6 +47,7 @@ def export(
     ] = None,
     layers: OnlyLayers = None,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     decoder_layers: LayersPath = None,
     check_model: CheckModel = True,
     as_json: Json = False,
@@ -55,7 +67,7 @@ def export(
         amount = 1.0
     else:
         amount = _strength(strength, vectors, format)
-    asked = Asked(model, revision, decoder_layers, check_model)
+    asked = Asked(model, revision, decoder_layers, check_model, trust_remote_code)
     written = WRITERS[format](vectors, out, amount, asked)
     document = {
         "out": str(out),
@@ -85,6 +97,7 @@ def import_vectors(
     as_json: Json = False,
 ) -> None:
     """Read vectors from a file of another program: a control vector or a NumPy archive."""
+    file = local_path(file, "file")
     if file.suffix == ".gguf":
         from ..export.gguf import import_gguf
 

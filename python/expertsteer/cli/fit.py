@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from .._paths import local_path
 from .._text import SafeConsole
+from .._writing import made_folder
 from ._common import (
     BatchSize,
     Columns,
@@ -20,6 +22,7 @@ from ._common import (
     Position,
     Revision,
     Seed,
+    TrustRemoteCode,
     columns_of,
     integer,
     lines,
@@ -104,6 +107,7 @@ def fit(
     dtype: Dtype = None,
     expert_revision: Revision = None,
     target_revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     expert_layers: LayersPath = None,
     target_layers: LayersPath = None,
     columns: Columns = None,
@@ -144,12 +148,13 @@ def fit(
         seed=seed,
         progress=not as_json,
     )
-    named = columns_of(columns)
+    named, out, contrast = columns_of(columns), local_path(out, "out"), local_path(contrast)
     options = {
         "expert_options": {"revision": expert_revision, "decoder_layers": expert_layers},
         "target_options": {"revision": target_revision, "decoder_layers": target_layers},
         "device": device,
         "dtype": torch_dtype(dtype),
+        "trust_remote_code": trust_remote_code,
     }
     with ranks_of_torchrun() as ranks:
         pipeline.captures = captures or (out / "captures" if ranks.size > 1 else None)
@@ -157,7 +162,7 @@ def fit(
             _fit_folder(pipeline, ranks, contrast, expert, target, out, named, options, as_json)
             return
         source = _source(contrast, named, pipeline, ranks)
-        out.mkdir(parents=True, exist_ok=True)  # now, not after the whole fit
+        made_folder(out)  # now, not after the whole fit
         vectors = pipeline.fit(expert, target, source, **options)
         if ranks.rank == 0:
             vectors.save_pretrained(out)

@@ -18,6 +18,7 @@ from ._common import (
     OnlyLayers,
     Revision,
     Seed,
+    TrustRemoteCode,
     integer,
     print_json,
     torch_dtype,
@@ -44,6 +45,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     seed: Seed = 0,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     decoder_layers: LayersPath = None,
     check_model: CheckModel = True,
     unsteered: Annotated[bool, typer.Option(help="Also without steering, to compare.")] = True,
@@ -64,7 +66,13 @@ def generate(
         raise ValueError(f"temperature must be 0 or lie in 0.001..1000, came {temperature}")
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
     dtype, amount = torch_dtype(dtype), _strength(strength, loaded)
-    network, tokenizer = load(model, device=device, dtype=dtype, revision=revision)
+    network, tokenizer = load(
+        model,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     sampling: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
     if temperature > 0:
         sampling["temperature"] = temperature

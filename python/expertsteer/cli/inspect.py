@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .._paths import local_path
 from .._text import SafeConsole
 from ._common import Json, show
 
@@ -29,7 +30,7 @@ def inspect(
 
         if pairing.matrix is not None:
             SafeConsole().print(heat_map_text(pairing), "")
-        if not Path(folder, "steering_vectors.json").is_file():
+        if not (local_path(folder) / "steering_vectors.safetensors").is_file():
             return
     show(SteeringVectors.from_pretrained(folder), folder, as_json)
 
@@ -37,7 +38,7 @@ def inspect(
 def _pairing_in(folder: str):
     from ..pairing import LayerPairing
 
-    if not Path(folder, "layer_pairing.json").is_file():
+    if not (local_path(folder) / "layer_pairing.safetensors").is_file():
         return None
     return LayerPairing.from_pretrained(folder)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from .._files import to_json
+from .._text import clean, code, json_line, markdown
 from ..folding_checkpoint import CHECKPOINTS
 from ..vectors import SteeringVectors, package_versions
 from ._source import SourceCheckpoint
@@ -40,22 +42,22 @@ def model_card(
         "---",
     ]
     name = base or source.folder.resolve().name
-    revision = f" at revision `{source.revision}`" if source.revision else ""
+    revision = f" at revision {code(source.revision)}" if source.revision else ""
     layers = ", ".join(map(str, export.layers))
     form = CHECKPOINTS[export.family]
     lines = [
         *head,
         "",
-        f"# {name}, steered",
+        f"# {markdown(name)}, steered",
         "",
-        f"`{name}`{revision} with steering vectors written into its weights by "
+        f"{code(name)}{revision} with steering vectors written into its weights by "
         "[expertsteer](https://arxiv.org/abs/2505.12313). It loads in plain transformers "
         "without a plugin. A server with code of its own for this family may ignore the biases: "
         "compare one greedy completion with that of transformers.",
         "",
         "| | |",
         "|---|---|",
-        f"| base model | `{name}` |",
+        f"| base model | {code(name)} |",
         f"| steered layers (from 0) | {layers} |",
         f"| strength | {export.strength:g} |",
         f"| fingerprint of the vectors | `{vectors.fingerprint}` |",
@@ -87,7 +89,7 @@ def model_card(
         "import expertsteer as es, torch",
         "from transformers import AutoModelForCausalLM",
         "",
-        f'base = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto").eval()',
+        f'base = AutoModelForCausalLM.from_pretrained({json.dumps(name)}, dtype="auto").eval()',
         'made = AutoModelForCausalLM.from_pretrained("<this folder>", dtype="auto").eval()',
         'vectors = es.SteeringVectors.from_pretrained("<folder of the vectors>")',
         f'assert vectors.fingerprint == "{vectors.fingerprint}"',
@@ -99,7 +101,7 @@ def model_card(
         "## Where the vectors come from",
         "",
         "```json",
-        to_json(_provenance(vectors)),
+        json_line(to_json(_provenance(vectors))),
         "```",
         "",
     ]
@@ -115,4 +117,4 @@ def _licence(card: str) -> list[str]:
     if not card.startswith("---"):
         return []
     lines = card.split("---", 2)[1].splitlines()
-    return [line.rstrip() for line in lines if line.partition(":")[0] in _LICENCE_FIELDS]
+    return [clean(line).rstrip() for line in lines if line.partition(":")[0] in _LICENCE_FIELDS]

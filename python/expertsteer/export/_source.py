@@ -150,7 +150,12 @@ def model_without_weights(source: SourceCheckpoint, real: Iterable[str] = ()) ->
     return model.eval()
 
 
-def model_of_config(source: str | os.PathLike, name: str, revision: str | None = None) -> nn.Module:
+def model_of_config(
+    source: str | os.PathLike,
+    name: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
     """The stock causal language model of a ``config.json`` (a folder's, or a Hub id's), on the
     meta device; nothing but that file is read or downloaded.
 
@@ -159,13 +164,20 @@ def model_of_config(source: str | os.PathLike, name: str, revision: str | None =
     """
     import transformers
 
+    from ..models import require_no_remote_code
+
+    folder = local_path(source, "model")
+    source = folder if folder.is_dir() else source
     try:
         config = transformers.AutoConfig.from_pretrained(
-            source, revision=revision, trust_remote_code=False
+            source, revision=revision, trust_remote_code=trust_remote_code
         )
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return transformers.AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # no such file, unknown families, foreign values, code on the Hub
+        require_no_remote_code(f"model {name!r} cannot be made from its config.json", error)
         raise ValueError(
             f"model {name!r}: transformers makes no causal language model of its config.json "
             f"({type(error).__name__}: {error})"
