@@ -50,7 +50,7 @@ def replacing(path: Path, durable: bool = False, then: str = _AGAIN) -> Iterator
         if durable:
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def appearing(out: Path) -> Iterator[Path]:
             temporary = folder / out.name
             temporary.mkdir()
             yield temporary
-            os.replace(temporary, out)
+            temporary.replace(out)
 
 
 def require_new(out: str | os.PathLike) -> Path:

@@ -25,10 +25,11 @@ from tqdm.auto import tqdm
 from ._examples import Example
 from ._files import ArtifactError
 from ._identity import identity
+from ._manifest import MOST_SHARDS, Manifest
 from ._paths import local_path
 from ._ranks import Ranks
 from ._reader import Reader
-from ._shards import MANIFEST, MOST_SHARDS, Manifest, Shards, writing
+from ._shards import MANIFEST, Shards, writing
 from ._tokens import warn_of_cut
 from ._writing import made_folder
 from .contrast import ContrastSet

@@ -1,0 +1,272 @@
+"""Damaged files: whatever happens to one, it loads as it was or is refused by name."""
+
+import json
+import shutil
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import expertsteer as es
+from expertsteer._files import write_artifact
+from expertsteer._manifest import Manifest
+from expertsteer._reading import ArtifactError
+from expertsteer._shards import Shards
+from expertsteer.card import model_card
+from expertsteer.cli._common import lines
+from expertsteer.export import lm_eval
+from expertsteer.export._source import model_without_weights, open_source
+from expertsteer.export.gguf import export_gguf, import_gguf
+from expertsteer.export.npz import export_npz, import_npz
+from expertsteer.summary import vectors_table
+from expertsteer.tasks import load_task
+from families import build
+from mutations import bounded, damaged, odd_json, seeded
+
+TIMES = 300  # of each file
+METADATA = {
+    "target": {"name": "some/model", "num_layers": 4, "hidden_size": 6, "architecture": "Llama"},
+    "expert": {"name": "other/model", "revision": "abc"},
+    "pairing": {"rule": "lowest", "pairs": [{"expert_layer": 0, "target_layer": 1, "nats": 0.5}]},
+    "figures": {"validation_auc": [0.9]},
+    "method": "rfm",
+    "note": "ä text with 1 and 0.25",
+}
+
+
+def drawn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def vectors():
+    return es.SteeringVectors({1: drawn(6), 3: drawn(6, seed=1)}, {1: 2.5, 3: 1.25}, METADATA)
+
+
+def states():
+    labels, keys = torch.arange(8) % 2, torch.arange(8) * 7
+    return es.HiddenStates(drawn(3, 8, 5), labels, keys=keys, model={"name": "m", "num_layers": 3})
+
+
+def pairing():
+    pairs = (es.LayerPair(0, 1, 0.5), es.LayerPair(2, 0, 0.25))
+    return es.LayerPairing(pairs, "lowest", drawn(3, 2), floor=drawn(3, 2, seed=1))
+
+
+def alignment():
+    return es.align(states(), states(), "ridge", pairing=[(0, 1), (2, 2)])
+
+
+def manifest(examples=10, shard_examples=4):
+    contrast = {"name": "c.jsonl", "sha256": "00ff", "examples": examples, "positive": 5}
+    about = {"name": "m", "fingerprint": "12", "num_layers": 3}
+    kept = {"layers": (0, 2), "position": "last", "max_length": None, "dtype": "bfloat16"}
+    return Manifest(about, contrast, **kept, width=5, tokens="ab", shard_examples=shard_examples)
+
+
+def captured(folder):
+    made = Shards(folder, manifest())
+    made.write_manifest()
+    for shard in range(3):
+        count = made.manifest.count(shard)
+        column = torch.arange(count)
+        hidden = drawn(2, count, 5, seed=shard, dtype=torch.bfloat16)
+        made.write(shard, hidden, labels=column % 2, keys=column * 3, pairs=column // 2)
+
+
+def told(value):
+    """Everything that a loaded thing holds, to be compared."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), list(value.shape), value.double().numpy().tobytes().hex()
+    if isinstance(value, dict):
+        return {str(k): told(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [told(v) for v in value]
+    return told(vars(value)) if hasattr(value, "__dataclass_fields__") else repr(value)
+
+
+def by_layer(folder):
+    """A capture through its ordinary readings: by layer, by row, and the columns."""
+    stored = es.HiddenStates.open(folder)
+    parts = [stored[i] for i in range(len(stored))], stored.labels, stored.keys, stored.pairs
+    return *parts, stored.take([0, 5]), stored.layers, stored.position, stored.model
+
+
+OURS = {
+    "vectors": (lambda f: vectors().save_pretrained(f), es.SteeringVectors.from_pretrained),
+    "states": (lambda f: states().save_pretrained(f), es.HiddenStates.from_pretrained),
+    "stored": (lambda f: states().save_pretrained(f), by_layer),
+    "pairing": (lambda f: pairing().save_pretrained(f), es.LayerPairing.from_pretrained),
+    "alignment": (lambda f: alignment().save_pretrained(f), es.Alignment.from_pretrained),
+    "capture": (captured, by_layer),
+    "npz": (lambda f: export_npz(vectors(), f / "v.npz"), lambda f: import_npz(f / "v.npz")),
+    "gguf": (lambda f: export_gguf(vectors(), f / "v.gguf"), lambda f: import_gguf(f / "v.gguf")),
+    "lm-eval": (
+        lambda f: lm_eval.write(f / "v.pt", vectors_of_model(), build("llama")),
+        lambda f: lm_eval.read(f / "v.pt"),
+    ),
+}
+
+
+def vectors_of_model():
+    return es.SteeringVectors({1: drawn(32)})
+
+
+def refused_or(read, folder):
+    """What ``read`` gives, or ``None`` where it refuses and names the folder."""
+    try:
+        return read(folder)
+    except ValueError as error:
+        assert str(folder) in str(error), f"no path in: {error}"
+        return None
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_a_damaged_file_of_ours_loads_as_it_was_or_is_refused_by_name(kind, tmp_path):
+    write, read = OURS[kind]
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+    write(tmp_path)
+    whole = told(read(tmp_path))
+    paths = sorted(path for path in tmp_path.iterdir() if path.is_file() and path.name[0] != ".")
+    refused = 0
+    for path in paths:
+        generator, data = seeded(f"{kind} {path.name}"), path.read_bytes()
+        with bounded():
+            for _ in range(TIMES // len(paths)):
+                change = damaged(data, generator)
+                path.write_bytes(change)
+                found = refused_or(read, tmp_path)
+                assert found is None or told(found) == whole, f"other content from {path.name}"
+                refused += found is None
+        path.write_bytes(data)
+    assert told(read(tmp_path)) == whole and refused > TIMES // 2
+
+
+def header_of(made, folder, kind):
+    made.save_pretrained(folder)
+    text = (folder / f"{kind}.json").read_text()
+    return text, load_file(folder / f"{kind}.safetensors")
+
+
+CRAFTED = {
+    "steering_vectors": (vectors, es.SteeringVectors.from_pretrained),
+    "hidden_states": (states, es.HiddenStates.from_pretrained),
+    "layer_pairing": (pairing, es.LayerPairing.from_pretrained),
+    "alignment": (alignment, es.Alignment.from_pretrained),
+}
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_a_document_of_wrong_types_is_refused_by_name(kind, tmp_path):
+    """Whole by its digests, since whoever makes a file up makes those up as well."""
+    made, read = CRAFTED[kind]
+    text, tensors = header_of(made(), tmp_path, kind)
+    generator = seeded(kind)
+    with bounded():
+        for _ in range(TIMES):
+            header = json.loads(odd_json(text, generator))
+            for name in ("digests", "sha256"):
+                header.pop(name, None)
+            write_artifact(tmp_path, kind, tensors, header)
+            found = refused_or(read, tmp_path)
+            if kind == "steering_vectors" and found is not None:
+                shown_or_refused(found)
+
+
+def shown_or_refused(found):
+    """What reads metadata: the card, the table, and what asks whether vectors fit a model."""
+    for use in (model_card, partial(vectors_table, title="t"), lambda v: v + v):
+        try:
+            use(found)
+        except ValueError as error:
+            assert "metadata" in str(error) or "must be finite" in str(error)  # twice 1e308
+
+
+def test_a_manifest_of_wrong_types_is_refused_by_name(tmp_path):
+    captured(tmp_path)
+    path = tmp_path / "capture.json"
+    text, generator = path.read_text(), seeded("manifest")
+    without = {k: v for k, v in json.loads(text).items() if k != "number"}  # as older releases do
+    with bounded():
+        for _ in range(TIMES):
+            path.write_text(odd_json(json.dumps(without), generator))
+            refused_or(by_layer, tmp_path)
+        path.write_text(json.dumps(without | {"contrast": {"sha256": "0", "examples": 10**12}}))
+        with pytest.raises(ArtifactError, match="capture.json names 1,000,000,000,000 examples"):
+            es.HiddenStates.open(tmp_path)
+
+
+def rows(count=12):
+    return [{"text": f"text {i} ä", "label": i % 2, "pair": i // 2} for i in range(count)]
+
+
+def write_parquet(folder):
+    table = pytest.importorskip("pyarrow").table({n: [r[n] for r in rows()] for n in rows()[0]})
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, folder / "c.parquet")
+
+
+def write_jsonl(folder, name="c.jsonl", made=None):
+    text = "\n".join(map(json.dumps, made or rows()))
+    (folder / name).write_text(text)
+
+
+TASK = [{"question": f"q {i}", "choices": ["a", "b"], "answer": "a"} for i in range(8)]
+FOREIGN = {
+    "jsonl": (write_jsonl, lambda f: es.ContrastSet.from_file(f / "c.jsonl")),
+    "jsonl alone": (write_jsonl, lambda f: es.ContrastSet.from_jsonl(f / "c.jsonl")),
+    "parquet": (write_parquet, lambda f: es.ContrastSet.from_file(f / "c.parquet")),
+    "task": (partial(write_jsonl, made=TASK), lambda f: load_task(f / "c.jsonl", "choice")),
+    "neutral": (
+        lambda f: (f / "n.txt").write_text("one\ntwo ä\n", "utf-8"),
+        lambda f: lines("neutral", f / "n.txt"),
+    ),
+    "archive by hand": (
+        lambda f: np.savez_compressed(f / "v.npz", layers=[1, 2], vectors=np.ones((2, 5))),
+        lambda f: import_npz(f / "v.npz"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_damaged_file_of_others_loads_or_is_refused_by_name(kind, tmp_path):
+    write, read = FOREIGN[kind]
+    write(tmp_path)
+    (path,) = tmp_path.iterdir()
+    generator, data = seeded(kind), path.read_bytes()
+    with bounded(), warnings.catch_warnings():
+        for turn in range(TIMES):
+            path.write_bytes(damaged(data, generator))
+            if path.suffix == ".jsonl" and turn % 2:
+                lines_ = data.decode().splitlines()
+                place = generator.randrange(len(lines_))
+                lines_[place] = odd_json(lines_[place], generator)
+                path.write_text("\n".join(lines_), "utf-8")
+            refused_or(read, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    build("llama").save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "*-00002-*"])
+def test_a_damaged_checkpoint_is_refused_by_name(name, checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    (path,) = folder.glob(name)
+    generator, data = seeded(name), path.read_bytes()
+    with bounded(40), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers tells of odd values before it fails
+        for turn in range(60):
+            change = damaged(data, generator)
+            if path.suffix == ".json" and turn % 2:
+                change = odd_json(data, generator).encode()
+            path.write_bytes(change)
+            refused_or(lambda f: model_without_weights(open_source(f)), folder)
