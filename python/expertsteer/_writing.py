@@ -73,6 +73,7 @@ def appearing(out: Path) -> Iterator[Path]:
 def require_new(out: str | os.PathLike) -> Path:
     """The path of a folder that does not exist, or is empty; a ``ValueError`` for another."""
     out = local_path(out, "out")
+    remove_leftovers(out.parent, out.name)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out {str(out)!r} exists already; name a new folder or remove that one")
     return out

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._paths import local_path
-from .._writing import made_folder, replacing
+from .._writing import appearing, made_folder, replacing
 from . import CHECKPOINTS, checkpoint, world
 
 FILES = ("contrast.jsonl", "plain.txt", "questions.jsonl")
@@ -38,7 +38,8 @@ def write_files(folder: str | os.PathLike, *, examples: int = 400, seed: int = 0
         )
     made_folder(folder)
     for name in CHECKPOINTS:
-        shutil.copytree(checkpoint(name), folder / name)
+        with appearing(folder / name) as copied:
+            shutil.copytree(checkpoint(name), copied, dirs_exist_ok=True)
     texts, labels, pairs = world.contrast_texts(examples, seed)
     rows = ({"text": t, "label": i, "pair": p} for t, i, p in zip(texts, labels, pairs))
     _write_rows(folder / "contrast.jsonl", rows)
