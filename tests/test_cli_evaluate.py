@@ -192,3 +192,13 @@ def test_bad_input_is_one_message_and_code_2(files, tmp_path):
         if done.returncode != 2 or message not in done.stderr or "Traceback" in done.stderr:
             wrong.append((message, done.returncode, done.stderr))
     assert not wrong
+
+
+def test_a_report_that_cannot_be_written_costs_no_figure(files, tmp_path, monkeypatch):
+    def full(*_):
+        raise es.ArtifactError("report/evaluation.json cannot be written: No space left on device")
+
+    monkeypatch.setattr("expertsteer.report_page.write_report", full)
+    done = run(*arguments(files), "--report", tmp_path / "report", "--json")
+    assert done.returncode == 2 and "No space left" in done.stderr
+    assert json.loads(done.stdout)["comparison"]["rows"]

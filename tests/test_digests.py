@@ -51,7 +51,7 @@ def test_the_tensor_file_of_another_save_is_refused(kind, tmp_path):
 
 
 def as_before_digests(folder, kind):
-    """The two files as releases before 0.2 wrote them."""
+    """The two files as earlier versions wrote them."""
     import hashlib
 
     path, beside = folder / f"{kind}.safetensors", folder / f"{kind}.json"
@@ -81,8 +81,9 @@ def test_old_artefacts_load_and_are_checked_as_a_whole(kind, tmp_path):
     with pytest.raises(es.ArtifactError, match="disagree on x"):
         read(tmp_path)
     beside.unlink()  # the way out, which is not silent
-    with pytest.warns(UserWarning, match="written before digests were kept in it"):
+    with pytest.warns(UserWarning, match="written before digests were kept in it") as warned:
         assert told(read(tmp_path)) == whole
+    assert warned[0].filename == __file__
 
 
 def test_old_states_are_read_from_disk_and_a_replaced_file_is_noticed(tmp_path):
@@ -109,9 +110,11 @@ def test_old_shards_are_read_with_a_warning(tmp_path):
     manifest = tmp_path / "capture.json"
     document = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({n: v for n, v in document.items() if n != "number"}))
-    with pytest.warns(UserWarning, match="3 of 3 shards were written before digests were kept"):
+    with pytest.warns(
+        UserWarning, match="3 of 3 shards were written before digests were kept"
+    ) as warned:
         again = es.HiddenStates.open(tmp_path)
-    assert torch.equal(again.read().states, whole.states)
+    assert torch.equal(again.read().states, whole.states) and warned[0].filename == __file__
 
 
 @pytest.mark.parametrize("name", ["states", "labels", "keys", "pairs"])

@@ -10,8 +10,8 @@ tensor, the document's own digest, and the digest of the json file that it takes
 - what is checked is what is loaded: the bytes are read once, and a reader beside a writer gets
   one save whole.
 
-Artefacts of releases before 0.2 have no digests inside, and a digest of the whole tensor file in
-the json. They are read, and checked as far as that goes; saving them again adds the rest.
+Artefacts of earlier versions have no digests inside, and a digest of the whole tensor file in the
+json. They are read, and checked as far as that goes; saving them again adds the rest.
 """
 
 from __future__ import annotations
@@ -195,14 +195,14 @@ def _agreed(
         warnings.warn(
             f"{path} was written before digests were kept in it, and {beside.name} is missing: "
             "nothing tells whether it is whole; save it again to have that",
-            stacklevel=7,
+            stacklevel=6,
         )
         return _parsed(path, kind, text)
     document = _parsed(beside, kind, header)
     if document.get("sha256") != sha256():
         raise ArtifactError(
             f"{path} is truncated, or not the file that belongs to {beside.name} (digest "
-            f"mismatch); copy both files again. If a save of a release before 0.2 was cut short "
+            f"mismatch); copy both files again. If a save of an earlier version was cut short "
             f"here, delete {beside.name}: {path.name} is then read as it is"
         )
     if text is not None:

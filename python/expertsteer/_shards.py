@@ -87,7 +87,8 @@ class Shards:
             "digests": json.dumps(digests(tensors, by_layer=["states"])),
         }
         then = "run the same again: it goes on from here"
-        with replacing(self.path(shard), durable=True, then=then) as temporary:
+        # `clear_temporary` has tidied up for all of them.
+        with replacing(self.path(shard), durable=True, then=then, tidy=False) as temporary:
             save_file(tensors, temporary, metadata=about)
 
     def missing(self) -> list[int]:
@@ -121,7 +122,7 @@ class Shards:
                 pass  # a file that may not be read is told from one that is damaged
             with safe_open(path, "pt") as stream:
                 about = stream.metadata() or {}
-            shape, dtype = shape_and_type(path)
+                shape, dtype = shape_and_type(stream)
             expected = json.loads(about["digests"]) if "digests" in about else None
         if about.get("capture") != self._mark(shard):
             raise ArtifactError(
@@ -163,7 +164,7 @@ class Shards:
                 f"{self.folder}: {sum(d is None for d in known)} of {manifest.shards} shards were "
                 "written before digests were kept in them, and are read unchecked; delete and "
                 "capture them again to have them checked",
-                stacklevel=3,
+                stacklevel=4,
             )
         return StoredStates(
             paths=tuple(map(self.path, shards)),
@@ -182,7 +183,7 @@ class Shards:
             for path in self.folder.glob(pattern):
                 if path.is_dir():
                     shutil.rmtree(path)
-                else:  # of a release before 0.2
+                else:  # older processes left files
                     path.unlink(missing_ok=True)
 
 

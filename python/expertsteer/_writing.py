@@ -26,24 +26,27 @@ try:
 except ImportError:  # Windows: nothing tells there whether a process lives
     fcntl = None
 
-_OLD = 3600.0  # seconds; releases before 0.2 left files without a lock
+_OLD = 3600.0  # seconds; earlier versions left files without a lock
 _TRIES = 100
 _AGAIN = "write it again"
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = False, then: str = _AGAIN) -> Iterator[Path]:
+def replacing(
+    path: Path, durable: bool = False, then: str = _AGAIN, tidy: bool = True
+) -> Iterator[Path]:
     """Where to write what then takes the place of ``path``; on failure the old file stays.
 
     Args:
         durable: the contents reach the disk before the name does, so that a machine that stops
             leaves no named file without contents.
         then: what to do once there is room, as the error says it.
+        tidy: remove what killed writers of this name left, for which the folder is listed.
 
     Raises:
         ArtifactError: the disk is full, or there is no right to write; it names ``path``.
     """
-    with _told(path, then), _scratch(path) as folder:
+    with _told(path, then), _scratch(path, tidy) as folder:
         temporary = folder / path.name
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # some libraries make private files
@@ -125,9 +128,10 @@ def _told(path: Path, then: str = _AGAIN) -> Iterator[None]:
 
 
 @contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
+def _scratch(path: Path, tidy: bool = True) -> Iterator[Path]:
     """A locked temporary folder beside ``path``."""
-    remove_leftovers(path.parent, path.name)
+    if tidy:
+        remove_leftovers(path.parent, path.name)
     folder, lock = _made(path)
     try:
         yield folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _sources(
     """What reads each concept's examples anew, by name."""
     if isinstance(contrasts, Mapping):
         for name, contrast in contrasts.items():
-            _require_name(name, f"contrasts: the name {name!r}", ())
+            _require_name(name)
             if not isinstance(contrast, ContrastSet):
                 raise ContrastSetError(
                     f"contrasts must be contrast sets by name, came {name!r}: "
@@ -149,8 +149,12 @@ def _sources(
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in kinds)
         found = {}
         for path in paths:
-            # Its vectors go to a folder of this name: "...jsonl" would leave OUT.
-            _require_name(path.stem, f"{path}: the concept, called like its file,", found)
+            _require_name(path.stem)
+            if path.stem in found:
+                raise ContrastSetError(
+                    f"{path}: each concept is called like its file, and {path.stem!r} is taken; "
+                    "rename it"
+                )
             found[path.stem] = ContrastStream.from_file(path, columns).__iter__
     if not found:
         where = "" if isinstance(contrasts, Mapping) else f" in {contrasts}"
@@ -160,13 +164,17 @@ def _sources(
     return found
 
 
-def _require_name(name: Any, argument: str, found: Collection[str]) -> None:
+def _require_name(name: Any) -> None:
+    """Refuse what the folder of a concept's vectors cannot be called beside the others."""
     try:
-        checked_name(argument, name)
+        checked_name("the concept", name)
     except ValueError as error:
-        raise ContrastSetError(str(error)) from error
-    if name in (INDEX, "captures", *found):
-        raise ContrastSetError(f"{argument} must not be {name!r}, which is taken; rename it")
+        raise ContrastSetError(f"contrasts: {error}") from None
+    if name in (INDEX, "captures"):
+        raise ContrastSetError(
+            f"contrasts: {name!r} stands for something else in the folder of all vectors; call the "
+            "concept otherwise"
+        )
 
 
 class _Texts:

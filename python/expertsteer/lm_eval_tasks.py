@@ -102,6 +102,7 @@ def evaluate_lm_eval(
     def run(harness: Any) -> dict[str, Any]:
         from lm_eval import simple_evaluate
 
+        _ask_nothing()
         return simple_evaluate(harness, tasks=names, task_manager=manager, **settings)
 
     with attach(model, vectors, strength=strength, positions=positions):
@@ -118,6 +119,14 @@ def evaluate_lm_eval(
     if not rows:
         raise ValueError(f"tasks: {names} gave no metric; choose tasks that score something")
     return rows
+
+
+def _ask_nothing() -> None:
+    """Releases of datasets before 4 ask on standard input whether to run a data set's code."""
+    from datasets import config
+
+    if getattr(config, "HF_DATASETS_TRUST_REMOTE_CODE", False) is None:
+        config.HF_DATASETS_TRUST_REMOTE_CODE = False
 
 
 def live_harness(
@@ -139,6 +148,7 @@ def live_harness(
     from lm_eval.models.huggingface import HFLM
 
     options = {"batch_size": batch_size, "max_length": max_length, "backend": "causal"}
+    options["trust_remote_code"] = False  # the model is here; nothing else is to run
     kind = HFLM if progress else _silent(HFLM)
     if plain:
         return kind(pretrained=model, tokenizer=tokenizer, **options)

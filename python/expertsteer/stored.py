@@ -36,8 +36,8 @@ class StoredStates:
         layers: decoder-layer indices, one per layer of the files.
         position, model: as in `HiddenStates`.
         labels, keys, pairs: ``[N]`` as in `HiddenStates`, read when first asked for.
-        digests: of each file, by tensor, and by layer for the states; ``None`` for files of
-            releases before 0.2, which have none.
+        digests: of each file, by tensor, and by layer for the states; ``None`` for files that were
+            written before there were any.
 
     ``len`` is L and ``stored[i]`` is ``[N, D]``, the states of decoder layer ``layers[i]``.
 
@@ -215,7 +215,7 @@ def open_states(folder: str | os.PathLike) -> StoredStates:
     """Open what `HiddenStates.save_pretrained` or `capture_to` wrote.
 
     Names, shapes and types are checked now, contents when they are first read (`StoredStates`);
-    those of a single file of a release before 0.2 now, as a whole.
+    those of a single file that was written before there were digests now, as a whole.
 
     Raises:
         ArtifactError: a missing, truncated or foreign file, or a capture that is not complete.
@@ -227,7 +227,8 @@ def open_states(folder: str | os.PathLike) -> StoredStates:
         return Shards.open(folder).stored()
     opened = open_artifact(folder, "hidden_states")
     path, about = opened.path, about_states(opened.document, folder)
-    shape, dtype = shape_and_type(path)
+    with reading(path, "file of states"), safe_open(path, "pt") as stream:
+        shape, dtype = shape_and_type(stream)
     if len(shape) != 3 or len(about["layers"]) != shape[0]:
         raise ArtifactError(f"{path}: {len(about['layers'])} layers for states of shape {shape}")
     stored = StoredStates((path,), shape[1:2], shape, dtype, digests=(opened.digests,), **about)
@@ -246,12 +247,11 @@ def about_states(header: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def shape_and_type(path: Path) -> tuple[tuple[int, ...], torch.dtype]:
-    """Of the states of a file, from its header."""
-    with reading(path, "file of states"), safe_open(path, "pt") as stream:
-        view = stream.get_slice("states")
-        shape = tuple(view.get_shape())
-        return shape, view[(slice(0, 0),) * len(shape)].dtype
+def shape_and_type(stream: Any) -> tuple[tuple[int, ...], torch.dtype]:
+    """Of the states of an opened file, from its header."""
+    view = stream.get_slice("states")
+    shape = tuple(view.get_shape())
+    return shape, view[(slice(0, 0),) * len(shape)].dtype
 
 
 def row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:

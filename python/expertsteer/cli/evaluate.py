@@ -129,6 +129,7 @@ def evaluate(
     from ..lm_eval_tasks import require_tasks
     from ..models import capture, load
     from ..report_page import write_report
+    from ..report_page.words import finite
     from ..tasks import load_task
     from ..vectors import SteeringVectors
 
@@ -190,7 +191,7 @@ def evaluate(
     )
     # Before the report: a full disk must not cost what was measured.
     if as_json:
-        print_json(result.to_dict())
+        print_json(finite(result.to_dict()))
     else:
         _print(result)
     page = None if report is None else write_report(result, report)
