@@ -67,7 +67,8 @@ class Gaussian:
     null_rate = 1.0
 
     def __init__(self, x: Layers, y: Layers, r: int, seed: int, backend: str):
-        order = torch.randperm(x.shape.examples, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(x.shape.examples, generator=generator, device="cpu")
         halves = order.tensor_split(2)
         coded = [_codes(side, halves, r) for side in (x, y)]  # [side][half] -> [L, rows, r]
         self._codes = list(zip(*coded))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,7 +143,7 @@ def distinct_share(states: Tensor, most_rows: int, seed: int) -> float:
     count = len(states)
     if count > most_rows:
         generator = torch.Generator().manual_seed(seed)
-        states = states[torch.randperm(count, generator=generator)[:most_rows]]
+        states = states[torch.randperm(count, generator=generator, device="cpu")[:most_rows]]
         count = most_rows
     centred = (states - states.mean(dim=0)).float()
     # From the mean, not from one another: were most rows copies, most distances would be none.
@@ -151,9 +152,7 @@ def distinct_share(states: Tensor, most_rows: int, seed: int) -> float:
         return 1 / count
     distance = torch.cdist(centred, centred)
     i, j = (distance <= NEAR * typical).nonzero(as_tuple=True)
-    graph = coo_array(
-        (torch.ones(len(i)).numpy(), (i.cpu().numpy(), j.cpu().numpy())), shape=(count, count)
-    )
+    graph = coo_array((np.ones(len(i)), (i.cpu().numpy(), j.cpu().numpy())), shape=(count, count))
     return connected_components(graph, directed=False)[0] / count
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ._tensors import normal_draws
 from .ops.products import gram, times_rows
 
 BLOCK = 16  # vectors per product: one full register row, so skinny products run near full speed
@@ -101,8 +102,7 @@ def _krylov(step: Callable[[Tensor], Tensor], fit: Tensor, blocks: int) -> Tenso
     Args:
         step: ``q [BLOCK, m]`` to ``q G`` for ``G = fit fit^T``.
     """
-    generator = torch.Generator().manual_seed(0)
-    block = torch.randn(BLOCK, len(fit), generator=generator).to(fit)
+    block = normal_draws(BLOCK, len(fit), seed=0).to(fit)
     basis = fit.new_empty(blocks * BLOCK, len(fit))
     for first in range(0, blocks * BLOCK, BLOCK):
         new, before = step(block), basis[:first]

@@ -31,13 +31,17 @@ KEPT = 0.8  # share of the examples in one draw of the interval
 
 def permuted(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """All rows of x, beside the rows of y in another order."""
-    return torch.arange(size), torch.randperm(size, generator=generator)
+    return torch.arange(size, device="cpu"), _shuffled(size, generator)
 
 
 def subsampled(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`KEPT` of the rows without replacement, the same of x and y."""
-    rows = torch.randperm(size, generator=generator)[: _kept(size)]
+    rows = _shuffled(size, generator)[: _kept(size)]
     return rows, rows
+
+
+def _shuffled(size: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(size, generator=generator, device="cpu")
 
 
 def _kept(size: int) -> int:
@@ -116,7 +120,7 @@ def interval(estimator: Estimator, nats: Tensor, draws: int, seed: int) -> dict:
     m = _kept(n)
     widened = math.sqrt(max(m - estimator.lost, 1) / (n - m))
     deviations = (sampled - sampled.mean(dim=0)) * widened
-    low, high = deviations.quantile(torch.tensor([0.025, 0.975], dtype=nats.dtype), dim=0)
+    low, high = (deviations.quantile(share, dim=0) for share in (0.025, 0.975))
     return {
         "standard_error": deviations.std(dim=0),
         "low": nats - high,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ._examples import Example
@@ -19,6 +18,7 @@ from ._progress import progress
 from ._ranks import Ranks
 from ._rows import ContrastSetError
 from ._tables import JSON_LINES, PARQUET
+from ._tensors import integers
 from .contrast import ContrastSet
 from .fit import LEAST_PER_CLASS
 from .pipeline import ExpertSteer
@@ -214,12 +214,12 @@ def _concept(name: str, contrast: ContrastSet, places: dict[bytes, int]) -> Conc
             f"fitting needs at least {LEAST_PER_CLASS} examples of each label, came "
             f"{len(contrast) - positive} with label 0 and {positive} with label 1"
         )
-    pairs = torch.tensor([-1 if pair is None else pair for pair in contrast.pairs])
+    pairs = integers(-1 if pair is None else pair for pair in contrast.pairs)
     return Concept(
         name,
-        torch.tensor([places.setdefault(_mark(e), len(places)) for e in contrast]),
-        torch.tensor(contrast.labels),
-        torch.tensor(contrast.keys),
+        integers(places.setdefault(_mark(e), len(places)) for e in contrast),
+        integers(contrast.labels),
+        integers(contrast.keys),
         None if bool((pairs < 0).all()) else pairs,
         contrast.digest,
     )

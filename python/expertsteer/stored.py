@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ._files import ArtifactError, checked_artifact, parsing, read_layer
+from ._tensors import as_tensor
 
 if TYPE_CHECKING:
     from .artifacts import HiddenStates
@@ -51,7 +52,7 @@ class StoredStates:
             raise IndexError(f"layer {index} is out of range for {len(self)} layers")
         if len(self.paths) == 1:
             return read_layer(self.paths[0], "states", index)
-        whole = torch.empty(self.shape[1:], dtype=self.dtype)
+        whole = torch.empty(self.shape[1:], dtype=self.dtype, device="cpu")
         for path, rows in zip(self.paths, whole.split(self.counts)):
             with _opened(path) as stream:
                 rows.copy_(stream.get_slice("states")[index])
@@ -96,7 +97,7 @@ class StoredStates:
         rows = row_indices(rows, self.shape[1]) % self.shape[1]
         layers = self.layers if layers is None else tuple(layers)
         places = [self._place(layer) for layer in layers]
-        states = torch.empty(len(layers), len(rows), self.shape[2], dtype=self.dtype)
+        states = torch.empty(len(layers), len(rows), self.shape[2], dtype=self.dtype, device="cpu")
         first = 0
         for path, count in zip(self.paths, self.counts):
             here = ((rows >= first) & (rows < first + count)).nonzero().flatten()
@@ -118,7 +119,7 @@ class StoredStates:
 
     def read(self) -> HiddenStates:
         """All of it in memory."""
-        return self.take(torch.arange(self.shape[1]))
+        return self.take(torch.arange(self.shape[1], device="cpu"))
 
     def _column(self, name: str) -> Tensor | None:
         parts = []
@@ -165,7 +166,7 @@ def _opened(path: Path):
 
 
 def row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:
-    rows = torch.as_tensor(rows)
+    rows = as_tensor(rows)
     if rows.dtype == torch.bool and rows.shape == (count,):
         rows = rows.nonzero().flatten()
     not_whole = rows.numel() > 0 and (rows.dtype == torch.bool or rows.is_floating_point())
