@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._progress import progress
+from ._telling import tell
 
 # Per part of the examples (the halves of cross-fitting, else one), the rows of x and of y.
 Rows = list[tuple[Tensor, Tensor]]
@@ -98,11 +98,9 @@ def _warn_of_the_low(nats: Tensor, mean: Tensor, floor: Tensor, n: int, rate: fl
             f"none of them exceeds the mean of the permutations, so no number of examples can be "
             f"told from these {n}"
         )
-    warnings.warn(
+    tell(
         f"{int(low.sum())} of {low.numel()} layer pairs have no more information than chance "
-        f"gives (the 95 % floor of the permutations): {advice}",
-        UserWarning,
-        stacklevel=4,
+        f"gives (the 95 % floor of the permutations): {advice}"
     )
 
 

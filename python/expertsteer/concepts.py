@@ -18,6 +18,7 @@ from ._progress import progress
 from ._ranks import Ranks
 from ._rows import ContrastSetError
 from ._tables import JSON_LINES, PARQUET
+from ._telling import about
 from ._tensors import integers
 from .contrast import ContrastSet
 from .fit import LEAST_PER_CLASS
@@ -116,12 +117,13 @@ def fit_concepts(
 def _fit(concept: Concept, settings: ExpertSteer, captured: tuple, folder: Path, made: str) -> None:
     expert, target, loaded = captured
     fitter = replace(settings)
-    vectors = fitter.fit_states(concept.states(expert), concept.states(target))
+    with about(f"concept {concept.name}"):
+        vectors = fitter.fit_states(concept.states(expert), concept.states(target))
     if loaded is not None:
         vectors = fitter.calibrated(vectors, *loaded)
-    about = {"concept": {"name": concept.name, "contrast": concept.digest, "made": made}}
+    origin = {"concept": {"name": concept.name, "contrast": concept.digest, "made": made}}
     fitter.pairing_.save_pretrained(folder)
-    replace(vectors, metadata=vectors.metadata | about).save_pretrained(folder)
+    replace(vectors, metadata=vectors.metadata | origin).save_pretrained(folder)
 
 
 def _sources(

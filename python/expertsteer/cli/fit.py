@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -157,11 +159,23 @@ def fit(
             return
         source = _source(contrast, named, pipeline, ranks)
         out.mkdir(parents=True, exist_ok=True)  # now, not after the whole fit
-        vectors = pipeline.fit(expert, target, source, **options)
+        with _table_tells(not as_json):
+            vectors = pipeline.fit(expert, target, source, **options)
         if ranks.rank == 0:
             vectors.save_pretrained(out)
             pipeline.pairing_.save_pretrained(out)
             show(vectors, out, as_json)
+
+
+@contextmanager
+def _table_tells(shown: bool):
+    """Leave it to the table below a fit to tell what its health check found, if one is shown."""
+    from ..health import HealthWarning
+
+    with warnings.catch_warnings():
+        if shown:
+            warnings.simplefilter("ignore", HealthWarning)
+        yield
 
 
 def _source(contrast: Path, columns, pipeline, ranks):
