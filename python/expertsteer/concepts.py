@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._examples import Example
 from ._files import ArtifactError, _replacing, to_json
+from ._names import checked_name
 from ._progress import progress
 from ._ranks import Ranks
 from ._rows import ContrastSetError
@@ -132,10 +133,11 @@ def _sources(
     """What reads each concept's examples anew, by name."""
     if isinstance(contrasts, Mapping):
         for name, contrast in contrasts.items():
-            if not isinstance(contrast, ContrastSet) or not _is_name(name):
+            _require_name(name)
+            if not isinstance(contrast, ContrastSet):
                 raise ContrastSetError(
-                    "contrasts must be contrast sets by names that folders can have, came "
-                    f"{name!r}: {type(contrast).__name__}"
+                    f"contrasts must be contrast sets by name, came {name!r}: "
+                    f"{type(contrast).__name__}"
                 )
         found = {name: contrast.numbered for name, contrast in contrasts.items()}
     else:
@@ -146,7 +148,8 @@ def _sources(
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in kinds)
         found = {}
         for path in paths:
-            if path.stem in found or not _is_name(path.stem):
+            _require_name(path.stem)
+            if path.stem in found:
                 raise ContrastSetError(
                     f"{path}: each concept is called like its file, and {path.stem!r} is taken; "
                     "rename it"
@@ -160,9 +163,17 @@ def _sources(
     return found
 
 
-def _is_name(name: Any) -> bool:
-    taken = (INDEX, "captures")
-    return isinstance(name, str) and Path(name).name == name and name not in taken
+def _require_name(name: Any) -> None:
+    """Refuse what the folder of a concept's vectors cannot be called beside the others."""
+    try:
+        checked_name("the concept", name)
+    except ValueError as error:
+        raise ContrastSetError(f"contrasts: {error}") from None
+    if name in (INDEX, "captures"):
+        raise ContrastSetError(
+            f"contrasts: {name!r} stands for something else in the folder of all vectors; call the "
+            "concept otherwise"
+        )
 
 
 class _Texts:
