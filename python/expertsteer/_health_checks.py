@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ._numbers import rough, short
 from .health import MOST, Finding, PairHealth
 
 LEAST_EXAMPLES = 20  # of the rarer label; stability .74 there, .58 with 10
@@ -99,7 +100,7 @@ def findings(
         text = check.text.format(
             value=_range([getattr(p, check.figure) for p in bad]),
             where=_where(bad, check.side),
-            limit=check.limit if isinstance(check.limit, str) else f"{check.limit:.2g}",
+            limit=check.limit if isinstance(check.limit, str) else short(float(check.limit), 2),
             few=_few(counts),
             other=_other_alignment(alignment),
             copies=next((f" ({alike[p.expert_layer]})" for p in bad if alike[p.expert_layer]), ""),
@@ -245,7 +246,7 @@ def _other_alignment(settings: dict[str, Any]) -> str:
 
 
 def _range(values: list[float]) -> str:
-    ends = [f"{v:.2f}" if 0.005 <= abs(v) < 1000 or v == 0 else f"{v:.1e}" for v in values]
+    ends = [rough(v) for v in values]
     low, high = ends[values.index(min(values))], ends[values.index(max(values))]
     return low if low == high else f"{low} to {high}"
 

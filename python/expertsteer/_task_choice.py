@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
 from ._task_rows import Item, Unusable, answer, short, side, text
@@ -132,7 +133,8 @@ class NextToken(Task):
         total = log_probabilities(on.model, encoded, on.batch_size, on.bar("scoring tokens"))
         probabilities = total.exp()
         shown = [
-            f"{short(i.answer)} with probability {p:.3f}" for i, p in zip(items, probabilities)
+            f"{short(i.answer)} with probability {fixed(p, 3)}"
+            for i, p in zip(items, probabilities)
         ]
         return Answers(probabilities.unsqueeze(1), shown)
 

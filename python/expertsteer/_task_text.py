@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._generation import exact_match, generate_texts, named_scorer
+from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
 from ._task_rows import Item, TaskError, Unusable, answer, items_of_rows, short, side, text
@@ -147,6 +148,6 @@ class Perplexity(Task):
     def measure(self, on: TaskOnModel, items: Sequence[Item], encoded: Sequence[Any]) -> Answers:
         total = log_probabilities(on.model, encoded, on.batch_size, on.bar("reading"))
         tokens = integers(len(ids) - start for ids, start in encoded).double()
-        shown = [f"{-value:.3f} nats per token" for value in (total / tokens).tolist()]
+        shown = [f"{fixed(-value, 3)} nats per token" for value in (total / tokens).tolist()]
         scores: Tensor = total / tokens.mean()
         return Answers(scores.unsqueeze(1), shown)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from .._numbers import count
 from ._common import (
     BatchSize,
     Columns,
@@ -200,6 +201,6 @@ def _fit_folder(pipeline, ranks, contrasts, expert, target, out, columns, option
         print_json(index)
     else:
         typer.echo(
-            f"{out / INDEX}: vectors of {len(index['concepts'])} concepts, from {index['texts']:,} "
-            "different texts"
+            f"{out / INDEX}: vectors of {len(index['concepts'])} concepts, from "
+            f"{count(index['texts'])} different texts"
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import report
 from .._files import to_json
+from .._numbers import seconds
 from .._progress import progress
 from .._tensors import integers, normal_draws
 from ..align import align
@@ -336,4 +337,4 @@ def _print(result: DemoResult, out: Path, questions: int) -> None:
         answers.add_row(*(sample[column.header] for column in answers.columns))
     console.print(answers)
     console.print(result.verdict(), markup=False, highlight=False)
-    console.print(f"{result.seconds:.0f} s; vectors, figures and pictures are in {out}/")
+    console.print(f"{seconds(result.seconds)}; vectors, figures and pictures are in {out}/")
