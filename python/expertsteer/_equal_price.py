@@ -181,17 +181,20 @@ class Bench:
         return whole.rows
 
     def shown(self, nats: float) -> float:
-        return nats if self.measure == "kl" else float(torch.tensor(nats).double().exp())
+        if self.measure == "kl":
+            return nats
+        return float(torch.tensor(nats, dtype=torch.float64, device="cpu").exp())  # inf too
 
 
 def _columns(values: Any) -> Tensor:
     """``[N, 1 or 2]`` float64."""
-    scores = torch.as_tensor(values).double()
+    scores = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    shape = tuple(scores.shape)
     scores = scores.unsqueeze(1) if scores.ndim == 1 else scores
     if scores.ndim != 2 or scores.shape[1] not in (1, 2) or len(scores) < 2:
         raise ValueError(
             "score must return one value per item, [N] or [N, 2] with N of at least 2, came "
-            f"{tuple(torch.as_tensor(values).shape)}"
+            f"{shape}"
         )
     if not bool(torch.isfinite(scores).all()):
         raise ValueError("score must return finite values, came some that are not")

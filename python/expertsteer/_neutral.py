@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._forward import evaluating, logits
+from ._tensors import as_tensor
 from ._tokens import common_end, length_batches, padded
 
 MEASURES = ("kl", "perplexity_ratio")
@@ -88,7 +89,7 @@ def _token_rows(texts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
         raise ValueError("texts must all be texts or all be token ids, came a mixture")
     rows = []
     for i, row in enumerate(texts):
-        ids = torch.as_tensor(row) if len(row) else torch.zeros(0, dtype=torch.int64)
+        ids = as_tensor(row) if len(row) else torch.zeros(0, dtype=torch.int64, device="cpu")
         if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
             raise ValueError(
                 f"texts[{i}] must be a text or whole token ids in one dimension, came "
@@ -203,6 +204,6 @@ class Divergence:
             # A token that cannot come adds nothing, whatever its logarithm.
             each = terms.masked_fill_(chance == 0, 0.0).sum(dim=-1, dtype=torch.float64)
             return float(each.clamp_min(0).sum()) if not each.isnan().any() else float("nan")
-        told = torch.tensor(row[1:], device=before.device).unsqueeze(1)
+        told = torch.tensor(row[1:], dtype=torch.int64, device=before.device).unsqueeze(1)
         change = before[:-1].gather(1, told) - after[:-1].gather(1, told)
         return float(change.sum(dtype=torch.float64))

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
 from ._task_rows import Item, Unusable, answer, short, side, text
+from ._tensors import integers
 from .scoring import choice_sequences, encode, log_probabilities, scorable
 
 
@@ -75,8 +77,8 @@ class MultipleChoice(Task):
         flat = [sequence for row in encoded for sequence in row]
         total = log_probabilities(on.model, flat, on.batch_size, on.bar("scoring choices"))
         if self.normalize:
-            total = total / torch.tensor([len(ids) - start for ids, start in flat])
-        scores, answers = torch.zeros(len(items), 2, dtype=torch.float64), []
+            total = total / integers(len(ids) - start for ids, start in flat)
+        scores, answers = torch.zeros(len(items), 2, dtype=torch.float64, device="cpu"), []
         for i, (item, part) in enumerate(zip(items, total.split([len(row) for row in encoded]))):
             others = torch.cat([part[: item.right], part[item.right + 1 :]])
             scores[i, 0] = float(part[item.right] > others.max())
@@ -131,7 +133,8 @@ class NextToken(Task):
         total = log_probabilities(on.model, encoded, on.batch_size, on.bar("scoring tokens"))
         probabilities = total.exp()
         shown = [
-            f"{short(i.answer)} with probability {p:.3f}" for i, p in zip(items, probabilities)
+            f"{short(i.answer)} with probability {fixed(p, 3)}"
+            for i, p in zip(items, probabilities)
         ]
         return Answers(probabilities.unsqueeze(1), shown)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ._files import parsing, read_artifact, write_artifact
 from ._paths import local_path
 from ._reading import OBJECT, WHOLE, checked_field, listed
+from ._tensors import as_tensor
 from .pairing import LayerPair as LayerPair
 from .pairing import LayerPairing as LayerPairing
 from .pairing import MutualInformation as MutualInformation
@@ -67,7 +68,7 @@ class HiddenStates:
                 f"{tuple(self.states.shape)} of {self.states.dtype}"
             )
         count_layers, examples, _ = self.states.shape
-        labels = torch.as_tensor(self.labels)
+        labels = as_tensor(self.labels)
         if labels.shape != (examples,) or not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError(
                 f"labels must be {examples} zeros and ones, one per example; "

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
+from ._tensors import normal_draws
 from .align import align
 from .artifacts import Alignment, HiddenStates, LayerPairing
 from .fit import fit_vectors
@@ -94,8 +95,7 @@ def fit_methods(
 
 def random_directions(target: HiddenStates, seed: int) -> SteeringVectors:
     """Unit directions drawn uniformly at every captured layer, with the scales of fitted ones."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(len(target.layers), target.width, generator=generator)
+    drawn = normal_draws(len(target.layers), target.width, seed=seed)
     drawn = drawn / drawn.norm(dim=1, keepdim=True)
     scales = {layer: target.scale(layer) for layer in target.layers}
     return SteeringVectors(dict(zip(target.layers, drawn)), scales)
@@ -103,8 +103,7 @@ def random_directions(target: HiddenStates, seed: int) -> SteeringVectors:
 
 def random_like(given: SteeringVectors, seed: int) -> SteeringVectors:
     """Directions drawn uniformly, with the layers, norms and scales of given vectors."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(len(given.layers), given.width, generator=generator)
+    drawn = normal_draws(len(given.layers), given.width, seed=seed)
     norms = torch.stack([given.vectors[layer].float().norm().cpu() for layer in given.layers])
     drawn = drawn / drawn.norm(dim=1, keepdim=True) * norms.unsqueeze(1)
     return SteeringVectors(dict(zip(given.layers, drawn)), given.scales)
@@ -156,7 +155,7 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
         pairings[name] = lowest
         if name == SHUFFLED:
             order = torch.Generator().manual_seed(fitting.seed)
-            order = torch.randperm(len(expert), generator=order)
+            order = torch.randperm(len(expert), generator=order, device="cpu")
             mixed = {"expert": expert, "target": target}
             mixed = {side: replace(s, labels=s.labels[order]) for side, s in mixed.items()}
             fitted[name] = fitting.vectors(procrustes, lowest, **mixed)

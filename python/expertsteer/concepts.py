@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ._examples import Example
@@ -22,6 +21,8 @@ from ._progress import progress
 from ._ranks import Ranks
 from ._rows import ContrastSetError
 from ._tables import JSON_LINES, PARQUET
+from ._telling import about
+from ._tensors import integers
 from ._writing import made_folder, replacing
 from .contrast import ContrastSet
 from .fit import LEAST_PER_CLASS
@@ -120,12 +121,13 @@ def fit_concepts(
 def _fit(concept: Concept, settings: ExpertSteer, captured: tuple, folder: Path, made: str) -> None:
     expert, target, loaded = captured
     fitter = replace(settings)
-    vectors = fitter.fit_states(concept.states(expert), concept.states(target))
+    with about(f"concept {concept.name}"):
+        vectors = fitter.fit_states(concept.states(expert), concept.states(target))
     if loaded is not None:
         vectors = fitter.calibrated(vectors, *loaded)
-    about = {"concept": {"name": concept.name, "contrast": concept.digest, "made": made}}
+    origin = {"concept": {"name": concept.name, "contrast": concept.digest, "made": made}}
     fitter.pairing_.save_pretrained(folder)
-    replace(vectors, metadata=vectors.metadata | about).save_pretrained(folder)
+    replace(vectors, metadata=vectors.metadata | origin).save_pretrained(folder)
 
 
 def _sources(
@@ -228,12 +230,12 @@ def _concept(name: str, contrast: ContrastSet, places: dict[bytes, int]) -> Conc
             f"fitting needs at least {LEAST_PER_CLASS} examples of each label, came "
             f"{len(contrast) - positive} with label 0 and {positive} with label 1"
         )
-    pairs = torch.tensor([-1 if pair is None else pair for pair in contrast.pairs])
+    pairs = integers(-1 if pair is None else pair for pair in contrast.pairs)
     return Concept(
         name,
-        torch.tensor([places.setdefault(_mark(e), len(places)) for e in contrast]),
-        torch.tensor(contrast.labels),
-        torch.tensor(contrast.keys),
+        integers(places.setdefault(_mark(e), len(places)) for e in contrast),
+        integers(contrast.labels),
+        integers(contrast.keys),
         None if bool((pairs < 0).all()) else pairs,
         contrast.digest,
     )

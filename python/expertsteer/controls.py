@@ -207,7 +207,8 @@ def _score(row: ComparisonRow) -> float:
 
 def _summary(tried: list[ComparisonRow]) -> list[ComparisonRow]:
     """Random directions together: their mean over every item, and the best on the test split."""
-    values = torch.tensor([row.values for row in tried], dtype=torch.float64).mean(dim=0)
+    rows = [row.values for row in tried]
+    values = torch.tensor(rows, dtype=torch.float64, device="cpu").mean(dim=0)
     count = len(tried)
 
     def mean(numbers: Sequence[float]) -> float:

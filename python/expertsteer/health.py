@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ._telling import tell
 from .align import align_pairs
 from .artifacts import (
     Alignment,
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 STORED = "health"  # the metadata's name for what `inspect` shows again
 # Figures that are bad at or above their limit; the others are at or below it.
 MOST = ("reconstruction_error", "largest_coordinate", "largest_norm")
+
+
+class HealthWarning(UserWarning):
+    """The health check of a fit found something wrong."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,11 @@ class Health:
     def ok(self) -> bool:
         return not self.findings
 
+    def tell(self) -> None:
+        """Each finding as a `HealthWarning`."""
+        for message in self.warnings:
+            tell(message, HealthWarning)
+
     def to_dict(self) -> dict[str, Any]:
         """Json values, ``ok`` and ``warnings`` included."""
         return {"ok": self.ok, "warnings": list(self.warnings)} | asdict(self)
@@ -208,6 +218,7 @@ def health(
     measured, half_rows = measure(
         expert, target, align_pairs(alignment, expert, target, pairs), pairs, vectors, settings
     )
+    alike = {e: figures.pop("copies") for (e, _), figures in zip(pairs, measured)}
     rows = tuple(
         PairHealth(*pair, **{name: _finite(v) for name, v in (kept | told | new).items()})
         for pair, kept, told, new in zip(pairs, known, read, measured)
@@ -221,7 +232,7 @@ def health(
         "half_rows": half_rows,
         "seed": seed,
     }
-    found = findings(rows, counts, alignment.settings)
+    found = findings(rows, counts, alignment.settings, alike)
     return Health(rows, found, **counts, limits=limits(counts))
 
 

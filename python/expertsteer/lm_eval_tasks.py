@@ -187,9 +187,10 @@ def _masked(base: type) -> type:
 
             lengths, prompts = self.waiting.lengths(inps.tolist())
             places = torch.arange(inps.shape[1], device=inps.device)
-            mask = (places < torch.tensor(lengths, device=inps.device).unsqueeze(1)).long()
+            ends = torch.tensor(lengths, dtype=torch.int64, device=inps.device).unsqueeze(1)
+            mask = (places < ends).long()
             if self.steering is not None:
-                self.steering.set(prompt_length=torch.tensor(prompts))
+                self.steering.set(prompt_length=prompts)
             try:
                 with torch.no_grad():
                     return self.model(inps, attention_mask=mask).logits

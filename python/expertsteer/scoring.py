@@ -90,7 +90,7 @@ def mean_loss(
     sequences = behind(tokenizer, rows, texts, context)
     scored = [len(ids) - start for ids, start in sequences]
     total = log_probabilities(model, sequences, batch_size)
-    return -total / torch.tensor(scored, dtype=torch.float64)
+    return -total / torch.tensor(scored, dtype=torch.float64, device="cpu")
 
 
 def choice_sequences(
@@ -174,7 +174,7 @@ def log_probabilities(
     for row, (ids, start) in enumerate(sequences):
         readers.setdefault((start, tuple(ids[:-1])), []).append(row)
     inputs = list(readers)
-    total = torch.zeros(len(sequences), dtype=torch.float64)
+    total = torch.zeros(len(sequences), dtype=torch.float64, device="cpu")
     with torch.inference_mode(), evaluating(model):
         batches = length_batches([len(ids) for _, ids in inputs], batch_size)
         for batch in progress(batches, bar or "", bar is not None):
@@ -182,7 +182,8 @@ def log_probabilities(
             for i, scores in zip(batch, out):
                 start, ids = inputs[i]
                 scores = scores[start - 1 : len(ids)].float().log_softmax(dim=-1).cpu()
-                path = scores[:-1].gather(1, torch.tensor(ids[start:]).view(-1, 1)).double().sum()
+                told = torch.tensor(ids[start:], dtype=torch.int64, device="cpu").view(-1, 1)
+                path = scores[:-1].gather(1, told).double().sum()
                 rows = readers[inputs[i]]
                 last = [sequences[row][0][-1] for row in rows]
                 total[rows] = path + scores[-1, last].double()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._layers import Layers
 from ._ranks import Ranks
+from ._tensors import integers
 from .align import Captured, align
 from .artifacts import Alignment, LayerPairing, MutualInformation
 from .fit import fit_vectors
@@ -41,8 +42,8 @@ def information_over(
     if ranks.size == 1:
         return part
     parts = [other for other in ranks.gather(part) if other is not None]
-    order = torch.tensor([i for r in range(ranks.size) for i in range(len(expert.layers))
-                          if i % ranks.size == r]).argsort()  # fmt: skip
+    taken = [i for r in range(ranks.size) for i in range(len(expert.layers)) if i % ranks.size == r]
+    order = integers(taken).argsort()
     whole = {
         name: torch.cat([getattr(p, name) for p in parts])[order]
         for name in _PER_PAIR

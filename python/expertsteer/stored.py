@@ -17,6 +17,7 @@ from ._digests import require_equal
 from ._files import open_artifact, signature
 from ._paths import local_path
 from ._reading import OBJECT, TEXT, WHOLE, ArtifactError, checked_field, either, listed, reading
+from ._tensors import as_tensor
 
 if TYPE_CHECKING:
     from .artifacts import HiddenStates
@@ -70,7 +71,7 @@ class StoredStates:
             raise IndexError(f"layer {index} is out of range for {len(self)} layers")
         if len(self.paths) == 1:
             return self._read(0, "states", index)
-        whole = torch.empty(self.shape[1:], dtype=self.dtype)
+        whole = torch.empty(self.shape[1:], dtype=self.dtype, device="cpu")
         for number, rows in enumerate(whole.split(self.counts)):
             rows.copy_(self._read(number, "states", index))
         return whole
@@ -167,7 +168,7 @@ class StoredStates:
         rows = row_indices(rows, self.shape[1]) % self.shape[1]
         layers = self.layers if layers is None else tuple(layers)
         places = [self._place(layer) for layer in layers]
-        states = torch.empty(len(layers), len(rows), self.shape[2], dtype=self.dtype)
+        states = torch.empty(len(layers), len(rows), self.shape[2], dtype=self.dtype, device="cpu")
         first = 0
         for number, count in enumerate(self.counts):
             here = ((rows >= first) & (rows < first + count)).nonzero().flatten()
@@ -204,7 +205,7 @@ class StoredStates:
 
     def read(self) -> HiddenStates:
         """All of it in memory."""
-        return self.take(torch.arange(self.shape[1]))
+        return self.take(torch.arange(self.shape[1], device="cpu"))
 
     def _column(self, name: str) -> Tensor | None:
         parts = [self._read(number, name) for number in range(len(self.paths))]
@@ -255,7 +256,7 @@ def shape_and_type(stream: Any) -> tuple[tuple[int, ...], torch.dtype]:
 
 
 def row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:
-    rows = torch.as_tensor(rows)
+    rows = as_tensor(rows)
     if rows.dtype == torch.bool and rows.shape == (count,):
         rows = rows.nonzero().flatten()
     not_whole = rows.numel() > 0 and (rows.dtype == torch.bool or rows.is_floating_point())

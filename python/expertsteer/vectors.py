@@ -18,6 +18,7 @@ from ._files import parsing, read_artifact, write_artifact
 from ._metadata import model_of
 from ._paths import local_path
 from ._reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
+from ._tensors import as_tensor
 from .artifacts import require_finite
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class SteeringVectors:
             raise ValueError("vectors must hold at least one {layer: vector}, came an empty dict")
         numbered = [(_layer_index(layer), v) for layer, v in self.vectors.items()]
         vectors = {
-            layer: torch.as_tensor(v).detach() for layer, v in sorted(numbered, key=lambda n: n[0])
+            layer: as_tensor(v).detach() for layer, v in sorted(numbered, key=lambda n: n[0])
         }
         if len(vectors) < len(numbered):
             raise ValueError(

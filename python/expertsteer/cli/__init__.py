@@ -32,9 +32,9 @@ for command in (capture, demo, fit, evaluate, generate, inspect, export, bench):
 app.command("import")(import_vectors)
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """A warning may name what a file holds, like anything else that is shown."""
-    SafeConsole(stderr=True, soft_wrap=True).print(f"{category.__name__}: {message}")
+def _show_warning(message, *unused) -> None:
+    """A warning as a person reads it: its text, without the line of code that it came from."""
+    SafeConsole(stderr=True, soft_wrap=True).print(f"warning: {message}", style="yellow")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from .._numbers import count, interval
 from .._text import SafeConsole
 from ._common import (
     Device,
@@ -76,10 +77,7 @@ def bench(
         if cost.ratio is None:
             table.add_row(cost.way, "-", "not timed")
             continue
-        middle, low, high = cost.ratio
-        table.add_row(
-            cost.way, f"{cost.tokens_per_second:,.0f}", f"{middle:.3f} [{low:.3f}, {high:.3f}]"
-        )
+        table.add_row(cost.way, count(round(cost.tokens_per_second)), interval(cost.ratio))
     console = SafeConsole()
     console.print(table)
     for cost in costs:

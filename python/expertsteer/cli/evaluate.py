@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from .._numbers import number, p_text, seconds, with_error
 from .._paths import local_path
 from .._text import SafeConsole
 from ._common import (
@@ -264,7 +265,7 @@ def _print(result: Any) -> None:
         console.print(f"Left out or cut: {count} {reason}.")
     for name in ("unsteered", result.method) if "perplexity" in result.settings else ():
         texts = result.settings["perplexity"][name]
-        shown = ", ".join(f"{value:.3f} on {kind} texts" for kind, value in texts.items())
+        shown = ", ".join(f"{number(value)} on {kind} texts" for kind, value in texts.items())
         console.print(f"Perplexity, {name}: {shown}.")
     if result.harness:
         console.print(_harness_table(result))
@@ -272,7 +273,7 @@ def _print(result: Any) -> None:
     counts = result.outcomes
     console.print(
         f"Test items: {counts['win']} better, {counts['loss']} worse, {counts['tie']} the same. "
-        f"{result.comparison.seconds:.0f} s.",
+        f"{seconds(result.comparison.seconds)}.",
     )
 
 
@@ -283,11 +284,9 @@ def _harness_table(result: Any) -> Table:
     for name in ("unsteered", "steered", "p"):
         table.add_column(name, justify="right")
     for row in result.harness:
-        sides = [_with_error(**row[side]) for side in ("unsteered", "steered")]
-        p = "-" if row["test"] is None else f"{row['test']['p_value']:.2g}"
+        sides = [
+            with_error(row[side]["value"], row[side]["stderr"]) for side in ("unsteered", "steered")
+        ]
+        p = p_text(None if row["test"] is None else row["test"]["p_value"])
         table.add_row(row["task"], row["metric"], str(row["items"]), *sides, p)
     return table
-
-
-def _with_error(value: float, stderr: float | None) -> str:
-    return f"{value:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")

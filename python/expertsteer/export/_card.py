@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .._files import to_json
+from .._numbers import setting, short
 from .._text import clean, code, json_line, markdown
 from ..folding_checkpoint import CHECKPOINTS
 from ..vectors import SteeringVectors, package_versions
@@ -59,7 +60,7 @@ def model_card(
         "|---|---|",
         f"| base model | {code(name)} |",
         f"| steered layers (from 0) | {layers} |",
-        f"| strength | {export.strength:g} |",
+        f"| strength | {setting(export.strength)} |",
         f"| fingerprint of the vectors | `{vectors.fingerprint}` |",
         f"| written | {form} (`{export.family}` to `{export.written_as}`) |",
         f"| tensors with new values | {len(export.changed)} of {export.tensors} |",
@@ -71,8 +72,8 @@ def model_card(
         "| layer | scale | norm of what is added |",
         "|---|---|---|",
         *(
-            f"| {i} | {vectors.scales[i]:.6g} | "
-            f"{abs(export.strength) * float(vectors.displacement(i).norm()):.6g} |"
+            f"| {i} | {short(float(vectors.scales[i]), 6)} | "
+            f"{short(abs(export.strength) * float(vectors.displacement(i).norm()), 6)} |"
             for i in export.layers
         ),
         "",

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import __version__
 from .._files import to_json
+from .._numbers import count
 from .._paths import local_path
 from .._writing import made_folder, replacing
 from ..evaluation import Evaluation
@@ -88,4 +89,5 @@ def _template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["count"] = count
     return environment.get_template("page.html.j2")
