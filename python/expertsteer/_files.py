@@ -31,7 +31,15 @@ from safetensors.torch import load, save_file
 
 from ._digests import digests, require_equal
 from ._paths import local_path
-from ._reading import OBJECT, ArtifactError, checked_field, load_json, read_bytes, reading
+from ._reading import (
+    OBJECT,
+    ArtifactError,
+    checked_field,
+    load_json,
+    optional,
+    read_bytes,
+    reading,
+)
 from ._writing import replacing, saving_into
 
 FORMAT_VERSION = 1
@@ -85,9 +93,8 @@ def write_artifact(
             metadata[_REPLACES] = _digest(header_path.read_bytes())
         with replacing(tensor_path) as temporary:
             save_file(owned, temporary, metadata=metadata)
-            sha256 = _sha256(temporary)
         with replacing(header_path) as temporary:
-            temporary.write_text(to_json(document | {"sha256": sha256}) + "\n", "utf-8")
+            temporary.write_text(text + "\n", "utf-8")
     return folder
 
 
@@ -126,7 +133,7 @@ def open_artifact(folder: str | os.PathLike, kind: str) -> Opened:
         with reading(tensor_path, _SAFETENSORS), safe_open(tensor_path, "pt") as stream:
             metadata, names = stream.metadata() or {}, set(stream.keys())
         document = _agreed(tensor_path, kind, metadata, header, lambda: _sha256(tensor_path))
-        expected = document.get("digests")
+        expected = checked_field(document, "digests", optional(OBJECT), tensor_path, default=None)
         if expected is not None and set(expected) != names:
             raise ArtifactError(_other_tensors(tensor_path, expected, names))
         if signature(tensor_path) != seen:
@@ -149,7 +156,9 @@ _SAFETENSORS = "safetensors file"
 def _paths(folder: str | os.PathLike, kind: str) -> tuple[Path, Path]:
     folder = local_path(folder, "folder")
     header_path, tensor_path = folder / f"{kind}.json", folder / f"{kind}.safetensors"
-    if not tensor_path.is_file():
+    with reading(folder, "folder"):  # which it may not be allowed to look into
+        there = tensor_path.is_file()
+    if not there:
         raise ArtifactError(
             f"folder {str(folder)!r} holds no {kind}: {tensor_path.name} is missing"
         )
@@ -205,6 +214,7 @@ def _agreed(
             f"mismatch); copy both files again. If a save of an earlier version was cut short "
             f"here, delete {beside.name}: {path.name} is then read as it is"
         )
+    document.pop("sha256")
     if text is not None:
         _require_same(path, text, document)
     return document
@@ -227,7 +237,6 @@ def _parsed(path: Path, kind: str, text: str | bytes) -> dict[str, Any]:
 
 
 def _require_same(path: Path, text: str, beside: dict[str, Any]) -> None:
-    beside = {name: value for name, value in beside.items() if name != "sha256"}
     if to_json(beside) == to_json(load_json(text)):
         return
     inside = load_json(text)

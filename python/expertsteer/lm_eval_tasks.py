@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from ._forward import evaluating
+from ._paths import local_path
 from .statistics import PairedTest, paired_test
 from .steer import attach
 from .vectors import SteeringVectors
@@ -256,7 +257,8 @@ def require_tasks(
 
     if include_path is not None:
         single = isinstance(include_path, (str, os.PathLike))
-        folders = [include_path] if single else list(include_path)
+        given = [include_path] if single else list(include_path)
+        folders = [os.fspath(local_path(folder, "include_path")) for folder in given]
         missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
         if missing:
             raise ValueError(f"include_path: there is no folder {missing[0]!r}")

@@ -9,13 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from torch import Tensor
 
 from ._numbers import fixed, interval, p_value, setting, unit
+from ._paths import local_path
+from ._writing import replacing
 from .artifacts import LayerPairing
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def heat_map(
 
     layers = {"expert_axis": tuple(expert_layers), "target_axis": tuple(target_layers)}
     drawn = replace(pairing, matrix=matrix, floor=None, **layers)
-    charts.picture(Path(path), draw_pairs, drawn)
+    charts.picture(local_path(path), draw_pairs, drawn)
 
 
 def strength_curve(
@@ -138,7 +139,8 @@ def strength_curve(
         axes.grid(axis="y", color="#e5e8eb", linewidth=0.8)
         axes.set_axisbelow(True)
     left.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=160)
+    with replacing(local_path(path)) as temporary:
+        figure.savefig(temporary, dpi=160)
 
 
 def _figure(width: float, height: float, columns: int = 1):

@@ -224,7 +224,9 @@ def open_states(folder: str | os.PathLike) -> StoredStates:
     from ._shards import MANIFEST, Shards
 
     folder = local_path(folder, "folder")
-    if (folder / MANIFEST).is_file():
+    with reading(folder, "folder"):
+        sharded = (folder / MANIFEST).is_file()
+    if sharded:
         return Shards.open(folder).stored()
     opened = open_artifact(folder, "hidden_states")
     path, about = opened.path, about_states(opened.document, folder)
@@ -232,6 +234,8 @@ def open_states(folder: str | os.PathLike) -> StoredStates:
         shape, dtype = shape_and_type(stream)
     if len(shape) != 3 or len(about["layers"]) != shape[0]:
         raise ArtifactError(f"{path}: {len(about['layers'])} layers for states of shape {shape}")
+    if opened.digests is not None:
+        checked_field(opened.digests, "states", listed(TEXT, shape[0]), f"{path}, digests")
     stored = StoredStates((path,), shape[1:2], shape, dtype, digests=(opened.digests,), **about)
     if opened.digests is None:
         stored._right[0, _WHOLE, None] = opened.signature
