@@ -41,6 +41,7 @@ def put(folder, amount):
     if not (folder / "capture.json").exists():
         captured(folder)
     made = Shards.open(folder)
+    made.clear_temporary()  # as `capture_to` does first
     for shard in range(3):
         column = torch.arange(made.manifest.count(shard))
         hidden = torch.full((2, len(column), 5), float(amount), dtype=torch.bfloat16)
