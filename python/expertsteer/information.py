@@ -20,14 +20,15 @@ from ._renyi import Renyi2
 from ._sampling import KEPT, against_null, interval, require_draws
 from ._telling import tell
 from .artifacts import HiddenStates, MutualInformation
+from .stored import StoredStates
 
 ESTIMATORS = ("gaussian", "ksg", "renyi2")
 
 
 @overload
 def mutual_information(
-    x: Tensor | HiddenStates | LayerSource,
-    y: Tensor | HiddenStates | LayerSource,
+    x: Tensor | HiddenStates | StoredStates | LayerSource,
+    y: Tensor | HiddenStates | StoredStates | LayerSource,
     estimator: str = ...,
     *,
     null: None = ...,
@@ -35,8 +36,8 @@ def mutual_information(
 ) -> Tensor: ...
 @overload
 def mutual_information(
-    x: Tensor | HiddenStates | LayerSource,
-    y: Tensor | HiddenStates | LayerSource,
+    x: Tensor | HiddenStates | StoredStates | LayerSource,
+    y: Tensor | HiddenStates | StoredStates | LayerSource,
     estimator: str = ...,
     *,
     null: int | None = ...,

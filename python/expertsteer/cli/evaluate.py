@@ -118,6 +118,7 @@ def evaluate(
     expert_revision: Revision = None,
     target_revision: Revision = None,
     expert_layers: LayersPath = None,
+    target_layers: LayersPath = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +161,7 @@ def evaluate(
         del network  # only its states are kept
     network, tokenizer = load(target, revision=target_revision, **options)
     if examples_of is not None:
-        own = capture(network, tokenizer, examples_of, **reading)
+        own = capture(network, tokenizer, examples_of, decoder_layers=target_layers, **reading)
     result = run(
         network,
         tokenizer,
@@ -183,6 +184,7 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         max_length=max_length,
+        decoder_layers=target_layers,
         progress=not as_json,
     )
     page = None if report is None else write_report(result, report)
