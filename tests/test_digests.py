@@ -94,7 +94,7 @@ def test_old_states_are_read_from_disk_and_a_replaced_file_is_noticed(tmp_path):
     stored.verify()
     states().save_pretrained(tmp_path)
     with pytest.raises(es.ArtifactError, match="was replaced after it was opened"):
-        stored[0]
+        stored.states[0]
 
 
 def test_old_shards_are_read_with_a_warning(tmp_path):
@@ -131,9 +131,9 @@ def test_a_changed_byte_of_a_shard_is_an_error_where_it_is_read(name, tmp_path):
     with refused:
         stored.verify()
     if name == "states":
-        assert stored[0].shape == (10, 5)  # its other layer is whole
+        assert stored.states[0].shape == (10, 5)  # its other layer is whole
         assert stored.take([0, 9]).states.shape == (2, 2, 5)  # and so are the other shards
-        for read in (lambda: stored[1], lambda: stored.layer(2), lambda: stored.take([5])):
+        for read in (lambda: stored.states[1], lambda: stored.layer(2), lambda: stored.take([5])):
             with refused:
                 read()
     else:
@@ -149,7 +149,7 @@ def test_a_shard_is_checked_again_once_it_was_replaced(tmp_path):
     with safe_open(path, "pt") as stream:
         about = stream.metadata()
     save_file(load_file(path) | {"states": drawn(2, 4, 5, dtype=torch.bfloat16) + 1}, path, about)
-    for read in (lambda: stored[0], lambda: stored.take([1])):
+    for read in (lambda: stored.states[0], lambda: stored.take([1])):
         with pytest.raises(es.ArtifactError, match="tensor 'states' is not the one"):
             read()
 
@@ -210,7 +210,11 @@ def test_states_beside_a_writer_are_one_save_or_refused(tmp_path):
         for turn in range(400):
             stored = es.HiddenStates.open(tmp_path)
             try:
-                parts = [stored[0], stored[1]] if turn % 2 else [stored.take([0, 3]).states]
+                parts = (
+                    [stored.states[0], stored.states[1]]
+                    if turn % 2
+                    else [stored.take([0, 3]).states]
+                )
             except es.ArtifactError as error:
                 assert "changed after it was opened" in str(error) or "replaced" in str(error)
                 refused += 1

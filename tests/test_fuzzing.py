@@ -31,7 +31,12 @@ TIMES = 300  # of each file
 def by_layer(folder):
     """A capture through its ordinary readings: by layer, by row, and the columns."""
     stored = es.HiddenStates.open(folder)
-    parts = [stored[i] for i in range(len(stored))], stored.labels, stored.keys, stored.pairs
+    parts = (
+        [stored.states[i] for i in range(len(stored.states))],
+        stored.labels,
+        stored.keys,
+        stored.pairs,
+    )
     return *parts, stored.take([0, 5]), stored.layers, stored.position, stored.model
 
 

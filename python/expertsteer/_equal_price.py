@@ -14,7 +14,7 @@ from ._neutral import Divergence, NeutralTexts, neutral_texts
 from .calibrate import BudgetError, Searching, calibrated
 from .comparison import PROMPT, UNSTEERED, ComparisonRow
 from .statistics import bootstrap_interval
-from .steer import attach
+from .steer import Steering, attach
 from .vectors import SteeringVectors
 
 Score = Callable[[str, str], Tensor]
@@ -76,7 +76,7 @@ class Bench:
                 except BudgetError:
                     continue
                 tried += 1
-                with attach(self.model, vectors, strength=strength):
+                with self.attached(vectors, strength=strength):
                     rank = self.rank("validation")
                 if best is None or rank > best.rank:
                     best = Chosen(rank, vectors, strength, -1 if place else 1, 0, 0)
@@ -139,10 +139,14 @@ class Bench:
             passes=2 * len(prompts),
         )
 
+    def attached(self, vectors: SteeringVectors, **options: Any) -> Steering:
+        """`attach`, where the strengths were searched for."""
+        return attach(self.model, vectors, **self.searching.options, **options)
+
     @contextmanager
     def steered(self, chosen: Chosen) -> Iterator[float]:
         """The model under the chosen setting, and its divergence on the reported texts."""
-        with attach(self.model, chosen.vectors, strength=1.0, mode="slot") as steering:
+        with self.attached(chosen.vectors, strength=1.0, mode="slot") as steering:
             (nats,) = self.reporting(steering, 0, [chosen.strength])
             steering.set_rows(None)
             steering.set(strength=chosen.strength)
@@ -166,13 +170,14 @@ class Bench:
     def _prefixed(
         self, kept: NeutralTexts, prompt: str, texts: Sequence[str], tokenizer: Any
     ) -> tuple[tuple[int, ...], ...]:
-        """Token ids of each neutral text behind the prompt."""
-        if kept.truncated or kept.excluded:
+        """Token ids of each neutral text that is measured, behind the prompt."""
+        if kept.truncated:
             raise ValueError(
-                f"prompts need neutral texts that are measured whole: {kept.truncated} are cut and "
-                f"{kept.excluded} left out; give others, or no prompts"
+                f"prompts need neutral texts that are measured whole: {kept.truncated} are cut; "
+                "give others, or no prompts"
             )
-        whole = neutral_texts(self.model, [prompt + text for text in texts], tokenizer)
+        prefixed = [prompt + text for text in kept.of(texts)]
+        whole = neutral_texts(self.model, prefixed, tokenizer)
         if whole.truncated:
             raise ValueError(
                 f"prompts: with {prompt!r} {whole.truncated} of the neutral texts are longer than "

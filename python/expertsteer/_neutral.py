@@ -24,11 +24,17 @@ class NeutralTexts:
     Attributes:
         rows: token ids of each text.
         truncated: texts cut at the context's end; excluded: texts with too few tokens.
+        places: of each row among the given texts, so that no list beside it is paired wrongly.
     """
 
     rows: tuple[tuple[int, ...], ...]
     truncated: int = 0
     excluded: int = 0
+    places: tuple[int, ...] = ()
+
+    def of(self, texts: Sequence[Any]) -> list[Any]:
+        """Those of the given texts that the rows are of, in their order."""
+        return [texts[place] for place in self.places]
 
     @property
     def tokens(self) -> int:
@@ -62,7 +68,8 @@ def neutral_texts(
         raise ValueError(
             f"max_length must be a whole number of at least {least} tokens, came {max_length!r}"
         )
-    kept = [row[:limit] for row in rows if len(row) >= least]
+    places = [i for i, row in enumerate(rows) if len(row) >= least]
+    kept = [rows[i][:limit] for i in places]
     if not kept:
         raise ValueError(
             f"texts: none of the {len(rows)} has the {least} token(s) the measure needs; give "
@@ -75,7 +82,7 @@ def neutral_texts(
             f"{vocabulary} tokens; pass the tokenizer that belongs to this model"
         )
     cut = 0 if limit is None else sum(len(row) > limit for row in rows)
-    return NeutralTexts(tuple(map(tuple, kept)), cut, len(rows) - len(kept))
+    return NeutralTexts(tuple(map(tuple, kept)), cut, len(rows) - len(kept), tuple(places))
 
 
 def _token_rows(texts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
@@ -168,6 +175,11 @@ class Divergence:
             prefixed: token ids of each text with the prompt before it, in the order of the texts.
                 What is compared are the predictions over the tokens that both end in.
         """
+        if len(prefixed) != len(self.texts.rows):
+            raise ValueError(
+                f"prefixed must hold the {len(self.texts.rows)} texts that are measured, in their "
+                f"order, came {len(prefixed)}"
+            )
         total = count = 0.0
         with torch.inference_mode(), evaluating(self.model):
             for indices in self.batches:

@@ -39,14 +39,7 @@ class MultipleChoice(Task):
 
     @staticmethod
     def _item(where: str, row: Mapping[str, Any]) -> Item:
-        prompt, choices = text(row, "question", "prompt"), row.get("choices")
-        if not isinstance(choices, list) or len(choices) < 2:
-            raise Unusable(f"'choices' must be a list of two or more texts, came {short(choices)}")
-        for i, choice in enumerate(choices):
-            if not isinstance(choice, str) or not choice.strip():
-                raise Unusable(f"choices must be texts that are not blank, came {short(choice)}")
-            if choice.strip() in [c.strip() for c in choices[:i]]:
-                raise Unusable(f"choice {short(choice)} stands there twice; the answer is unclear")
+        prompt, choices = text(row, "question", "prompt"), _choices(row)
         right = _right(answer(row), choices)
         return Item(where, prompt, choices[right], choices[right], tuple(choices), right, side(row))
 
@@ -105,7 +98,8 @@ class NextToken(Task):
     def _item(where: str, row: Mapping[str, Any]) -> Item:
         prompt, given = text(row, "prompt", "question"), answer(row)
         if isinstance(given, int) and not isinstance(given, bool) and row.get("choices"):
-            given = row["choices"][_right(given, row["choices"])]
+            choices = _choices(row)
+            given = choices[_right(given, choices)]
         if not isinstance(given, str) or not given.strip():
             raise Unusable(f"'answer' must be a text that is not blank, came {short(given)}")
         return Item(where, prompt, given, given, side=side(row))
@@ -141,6 +135,19 @@ class NextToken(Task):
 
 def _joined(prompt: str, joiner: str) -> str:
     return "" if prompt[-1:].isspace() else joiner
+
+
+def _choices(row: Mapping[str, Any]) -> list[str]:
+    """The choices of a row: two or more texts, all different."""
+    choices = row.get("choices")
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise Unusable(f"'choices' must be a list of two or more texts, came {short(choices)}")
+    for i, choice in enumerate(choices):
+        if not isinstance(choice, str) or not choice.strip():
+            raise Unusable(f"choices must be texts that are not blank, came {short(choice)}")
+        if choice.strip() in [c.strip() for c in choices[:i]]:
+            raise Unusable(f"choice {short(choice)} stands there twice; the answer is unclear")
+    return choices
 
 
 def _right(given: Any, choices: Sequence[str]) -> int:

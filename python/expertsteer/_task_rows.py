@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from io import StringIO
+from typing import Any, BinaryIO
 
 from ._paths import local_path
 from ._reading import InputError, reading
@@ -69,11 +71,38 @@ def items_of_file(path: str | os.PathLike, parse: Parse) -> tuple[Item, ...]:
     Raises:
         TaskError: no such file, an empty one, or unusable rows, all of them by line.
     """
-    path = local_path(path, "task")
-    if not path.is_file():
-        raise TaskError(f"task must name a JSON-lines file, there is none at {path}")
-    with reading(path, "JSON-lines file", error_type=TaskError), path.open("rb") as stream:
+    with _opened(path, "a JSON-lines file") as stream:
         return items_of_rows(str(path), json_lines(stream), parse)
+
+
+def texts_of_file(path: str | os.PathLike) -> list[str]:
+    """The texts of a UTF-8 file of one a line, without the blank ones.
+
+    Raises:
+        TaskError: no such file, one that cannot be read as text, or without any.
+    """
+    with _opened(path, "a text file") as stream:
+        try:
+            content = StringIO(stream.read().decode("utf-8"), newline=None)
+        except UnicodeDecodeError as error:
+            raise TaskError(f"{path} is no UTF-8 text: {error}; save it as UTF-8") from error
+    texts = [line.rstrip("\n") for line in content if line.strip()]
+    if not texts:
+        raise TaskError(f"{path} holds no text; give one text a line")
+    return texts
+
+
+@contextmanager
+def _opened(path: str | os.PathLike, kind: str) -> Iterator[BinaryIO]:
+    try:
+        path = local_path(path, "task")
+    except ValueError as error:
+        raise TaskError(f"task must name {kind}, came {path!r}: {error}") from error
+    if not path.is_file():
+        raise TaskError(f"task must name {kind}, there is none at {path}")
+    what = kind.removeprefix("a ")
+    with reading(path, what, error_type=TaskError), path.open("rb") as stream:
+        yield stream
 
 
 def items_of_rows(source: str, rows: Iterable[tuple[str, Any]], parse: Parse) -> tuple[Item, ...]:

@@ -131,6 +131,10 @@ class HiddenStates:
         layers = self.layers if layers is None else tuple(layers)
         return replace(self, states=states, labels=self.labels[rows], layers=layers, **kept)
 
+    def relabelled(self, labels: Tensor) -> HiddenStates:
+        """The same states with other labels ``[N]``."""
+        return replace(self, labels=labels)
+
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         tensors = {"states": self.states, "labels": self.labels}
         optional = {"keys": self.keys, "pairs": self.pairs}

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ._telling import tell
-from .align import align_pairs
+from .align import Captured, align_pairs
 from .artifacts import (
     Alignment,
-    HiddenStates,
     LayerPairing,
     MutualInformation,
     require_same_examples,
@@ -159,8 +158,8 @@ _COUNTS = ("examples", "positive", "expert_width", "target_width", "cuts", "half
 
 
 def health(
-    expert: HiddenStates,
-    target: HiddenStates,
+    expert: Captured,
+    target: Captured,
     alignment: Alignment,
     pairing: LayerPairing,
     vectors: SteeringVectors,
@@ -242,7 +241,7 @@ def _require_at_least(**values: tuple[int, int]) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}, came {value!r}")
 
 
-def _require_vectors(pairing: LayerPairing, vectors: SteeringVectors, target: HiddenStates) -> None:
+def _require_vectors(pairing: LayerPairing, vectors: SteeringVectors, target: Captured) -> None:
     missing = [t for t in pairing.target_layers if t not in vectors.vectors]
     if missing:
         raise ValueError(

@@ -20,14 +20,15 @@ from ._renyi import Renyi2
 from ._sampling import KEPT, against_null, interval, require_draws
 from ._telling import tell
 from .artifacts import HiddenStates, MutualInformation
+from .stored import StoredStates
 
 ESTIMATORS = ("gaussian", "ksg", "renyi2")
 
 
 @overload
 def mutual_information(
-    x: Tensor | HiddenStates | LayerSource,
-    y: Tensor | HiddenStates | LayerSource,
+    x: Tensor | HiddenStates | StoredStates | LayerSource,
+    y: Tensor | HiddenStates | StoredStates | LayerSource,
     estimator: str = ...,
     *,
     null: None = ...,
@@ -35,8 +36,8 @@ def mutual_information(
 ) -> Tensor: ...
 @overload
 def mutual_information(
-    x: Tensor | HiddenStates | LayerSource,
-    y: Tensor | HiddenStates | LayerSource,
+    x: Tensor | HiddenStates | StoredStates | LayerSource,
+    y: Tensor | HiddenStates | StoredStates | LayerSource,
     estimator: str = ...,
     *,
     null: int | None = ...,
@@ -103,6 +104,27 @@ def mutual_information(
             too few rows, a constant layer, a layer that varies in fewer directions than the
             components asked for, an option of another estimator.
     """
+    options = dict(locals())  # the arguments, which `estimated` names once more
+    made = estimated(options.pop("x"), options.pop("y"), **options)
+    return made.nats if null is None and bootstrap is None else made
+
+
+def estimated(
+    x,
+    y,
+    estimator: str = "gaussian",
+    *,
+    components: int | None = None,
+    null: int | None = None,
+    bootstrap: int | None = None,
+    seed: int = 0,
+    backend: str = "auto",
+    k: int = 3,
+    variant: int = 1,
+    max_components: int = _ksg.MOST_COMPONENTS,
+    memory: float = 2.0,
+) -> MutualInformation:
+    """`mutual_information`, always with what it was made from."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {ESTIMATORS}, came {estimator!r}")
     if estimator != "ksg" and (k, variant, max_components) != (3, 1, _ksg.MOST_COMPONENTS):
@@ -138,8 +160,6 @@ def mutual_information(
     shrinkage = fitted.shrinkage if estimator == "gaussian" else None
     if shrinkage is not None and bool((shrinkage > 0).any()):
         _warn_of_shrinkage(shrinkage, examples, components)
-    if null is None and bootstrap is None:
-        return nats
     kept = {"estimator": estimator, "examples": examples, "components": components}
     if null is not None:
         kept |= against_null(fitted, nats, null, seed)

@@ -123,10 +123,11 @@ def behind(
         ValueError: a context that leaves no token of a text as it was.
     """
     whole = encode(tokenizer, [context + text for text in texts]) if context else rows
-    scored = [min(common_end(ids, all_ids), len(ids) - 1) for ids, all_ids in zip(rows, whole)]
+    pairs = zip(rows, whole, strict=True)
+    scored = [min(common_end(ids, all_ids), len(ids) - 1) for ids, all_ids in pairs]
     if min(scored) < 1:
         raise ValueError(f"context {context!r} merges with a text; let it end in a space or line")
-    return [(ids, len(ids) - count) for ids, count in zip(whole, scored)]
+    return [(ids, len(ids) - count) for ids, count in zip(whole, scored, strict=True)]
 
 
 def _choice_table(prompts, choices) -> list[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,8 @@ class StoredStates:
         digests: of each file, by tensor, and by layer for the states; ``None`` for files that were
             written before there were any.
 
-    ``len`` is L and ``stored[i]`` is ``[N, D]``, the states of decoder layer ``layers[i]``.
+    As of `HiddenStates`, ``len`` is the number of examples, and ``states[i]`` is ``[N, D]``, the
+    states of decoder layer ``layers[i]``, read when it is asked for.
 
     Opening checks names, shapes and types. The bytes of a layer of a file are checked against
     their digest when they are first read, and again once the file has changed; `verify` checks
@@ -64,17 +65,11 @@ class StoredStates:
     )
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self.shape[1]
 
-    def __getitem__(self, index: int) -> Tensor:
-        if not 0 <= index < len(self):
-            raise IndexError(f"layer {index} is out of range for {len(self)} layers")
-        if len(self.paths) == 1:
-            return self._read(0, "states", index)
-        whole = torch.empty(self.shape[1:], dtype=self.dtype, device="cpu")
-        for number, rows in enumerate(whole.split(self.counts)):
-            rows.copy_(self._read(number, "states", index))
-        return whole
+    @property
+    def states(self) -> LayersOnDisk:
+        return LayersOnDisk(self)
 
     def verify(self) -> None:
         """Read everything, and check it against the digests that were written with it.
@@ -85,7 +80,7 @@ class StoredStates:
         for number in range(len(self.paths)):
             for name in ("labels", "keys", "pairs"):
                 self._read(number, name)
-            for place in range(len(self)):
+            for place in range(len(self.layers)):
                 self._read(number, "states", place)
 
     def _expected(self, number: int, name: str) -> Any:
@@ -116,10 +111,7 @@ class StoredStates:
             return
         if self._right.get(key) != before:
             require_equal(path, name, part, expected if place is None else expected[place])
-        if signature(path) == before:
-            self._right[key] = before
-        elif key in self._right:  # replaced while it was read: these bytes were not looked at
-            require_equal(path, name, part, expected if place is None else expected[place])
+        self._right[key] = before
 
     @property
     def width(self) -> int:
@@ -139,16 +131,17 @@ class StoredStates:
         return None if pairs is None or bool((pairs < 0).all()) else pairs
 
     def _require_unchanged(self, number: int, seen: tuple[int, ...]) -> None:
-        """A file without digests was checked as a whole when it was opened."""
+        """Refuse a file that was replaced while it was read, or, where it has no digests and was
+        checked as a whole when it was opened, since then."""
         checked = self._right.get((number, _WHOLE, None), seen)
         if seen != checked or signature(self.paths[number]) != checked:
             raise ArtifactError(
-                f"{self.paths[number]} was replaced after it was opened; open the states again"
+                f"{self.paths[number]} was replaced after it was opened; open the states anew"
             )
 
     def layer(self, index: int) -> Tensor:
         """The states ``[N, D]`` of decoder layer ``index``."""
-        return self[self._place(index)]
+        return self.states[self._place(index)]
 
     def _place(self, index: int) -> int:
         if index not in self.layers:
@@ -200,8 +193,13 @@ class StoredStates:
             for taken, place in zip(into, places):
                 taken[here] = mapped[place, rows]
         self._require_unchanged(number, before)
-        if signature(path) != before:
-            raise ArtifactError(f"{path} was replaced while it was read; open the states again")
+
+    def relabelled(self, labels: Tensor) -> StoredStates:
+        """The same states with other labels ``[N]``."""
+        other = replace(self)
+        other._right.update(self._right)
+        vars(other)["labels"] = labels  # where the column would be kept once it is read
+        return other
 
     def read(self) -> HiddenStates:
         """All of it in memory."""
@@ -210,6 +208,31 @@ class StoredStates:
     def _column(self, name: str) -> Tensor | None:
         parts = [self._read(number, name) for number in range(len(self.paths))]
         return None if any(part is None for part in parts) else torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class LayersOnDisk:
+    """The layers of a capture, each read from disk when it is asked for by its place."""
+
+    stored: StoredStates
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.stored.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> Tensor:
+        stored = self.stored
+        if not 0 <= index < len(self):
+            raise IndexError(f"layer {index} is out of range for {len(self)} layers")
+        if len(stored.paths) == 1:
+            return stored._read(0, "states", index)
+        whole = torch.empty(self.shape[1:], dtype=stored.dtype, device="cpu")
+        for number, rows in enumerate(whole.split(stored.counts)):
+            rows.copy_(stored._read(number, "states", index))
+        return whole
 
 
 def open_states(folder: str | os.PathLike) -> StoredStates:

@@ -121,6 +121,7 @@ def evaluate(
     target_revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     expert_layers: LayersPath = None,
+    target_layers: LayersPath = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -165,7 +166,7 @@ def evaluate(
         del network  # only its states are kept
     network, tokenizer = load(target, revision=target_revision, **options)
     if examples_of is not None:
-        own = capture(network, tokenizer, examples_of, **reading)
+        own = capture(network, tokenizer, examples_of, decoder_layers=target_layers, **reading)
     result = run(
         network,
         tokenizer,
@@ -188,6 +189,7 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         max_length=max_length,
+        decoder_layers=target_layers,
         progress=not as_json,
     )
     # Before the report: a full disk must not cost what was measured.
