@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +25,6 @@ try:
 except ImportError:  # Windows: nothing tells there whether a process lives
     fcntl = None
 
-_OLD = 3600.0  # seconds; earlier versions left files without a lock
 _TRIES = 100
 _AGAIN = "write it again"
 
@@ -89,10 +87,11 @@ def saving_into(folder: Path) -> Iterator[None]:
     A second writer waits for the first.
     """
     with _told(made_folder(folder)):
-        descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+        descriptor = None
         try:
-            if descriptor is not None:
-                with suppress(OSError):  # a file system without locks
+            if fcntl is not None:
+                with suppress(OSError):  # no right to read the folder, or no locks on its disk
+                    descriptor = os.open(folder, os.O_RDONLY)
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -109,8 +108,8 @@ def made_folder(folder: Path) -> Path:
 
 def remove_leftovers(folder: Path, name: str) -> None:
     """Remove what killed writers of ``folder / name`` left; those that live keep theirs."""
-    pattern = re.compile(re.escape(_prefix(name)) + r"[a-z0-9_]{8}\.tmp")
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+    pattern = re.compile(re.escape(_prefix(name)) + r"[^.]+\.tmp")
+    with suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:
         for entry in entries:
             if pattern.fullmatch(entry.name):
                 _remove_if_left(Path(entry.path))
@@ -185,7 +184,7 @@ def _remove_if_left(path: Path) -> None:
                 return
             if path.is_dir():
                 shutil.rmtree(path)
-            elif time.time() - os.fstat(descriptor).st_mtime > _OLD:
+            else:  # earlier versions wrote files, not folders
                 path.unlink()
         finally:
             os.close(descriptor)
