@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import expertsteer as es
 from command import run
@@ -181,6 +181,21 @@ def test_damaged_and_foreign_files_are_named(model, path, tmp_path):
     (tmp_path / "a" / "capture.json").write_text("{}")
     with pytest.raises(es.ArtifactError, match="capture.json has format None"):
         es.HiddenStates.open(tmp_path / "a")
+
+
+def test_a_capture_begun_before_there_were_digests_goes_on(model, path, tmp_path):
+    whole = capture(tmp_path, model, path).read().states
+    shards = Shards.open(tmp_path)
+    for shard in range(5):
+        tensors = load_file(shards.path(shard))
+        save_file(tensors, shards.path(shard), {"capture": f"{shards.manifest.number}/{shard}"})
+    shards.path(1).unlink()
+    manifest = tmp_path / "capture.json"
+    document = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({n: v for n, v in document.items() if n != "number"}))
+    with Seen(model) as seen, pytest.warns(UserWarning, match="4 of 5 shards were written before"):
+        stored = capture(tmp_path, model, path)
+    assert seen.examples == 8 and torch.equal(stored.read().states, whole)
 
 
 def test_two_runs_do_not_write_one_folder(model, path, tmp_path):

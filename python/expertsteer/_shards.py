@@ -51,7 +51,7 @@ class Shards:
 
     def __init__(self, folder: str | os.PathLike, manifest: Manifest, with_digests: bool = True):
         """``with_digests``: whether all shards must have them; those of old manifests may lack."""
-        self.folder, self.manifest, self._with_digests = Path(folder), manifest, with_digests
+        self.folder, self.manifest, self.with_digests = Path(folder), manifest, with_digests
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Shards:
@@ -131,7 +131,7 @@ class Shards:
         found, asked = (shape, dtype), (wanted, getattr(torch, self.manifest.dtype))
         if found != asked:
             raise ArtifactError(f"{path} holds states {found}, expected {asked}; {advice}")
-        if expected is None and self._with_digests:
+        if expected is None and self.with_digests:
             raise ArtifactError(
                 f"{path} lacks the digests of its contents: it was changed; {advice}"
             )

@@ -99,7 +99,7 @@ def capture_to(
     source = _source(contrast)
     with ExitStack() as held:
 
-        def begin() -> tuple[Summary, Manifest, list[int]]:
+        def begin() -> tuple[Summary, Manifest, bool, list[int]]:
             made_folder(folder)
             held.enter_context(writing(folder, alone=True))
             summary = source.summary()
@@ -122,13 +122,13 @@ def capture_to(
                 shards.write_manifest()
             if progress:
                 print(_plan(shards, missing, team.count), file=sys.stderr)
-            return summary, shards.manifest, missing
+            return summary, shards.manifest, shards.with_digests, missing
 
-        summary, manifest, missing = ranks.first(begin)
+        summary, manifest, with_digests, missing = ranks.first(begin)
         if ranks.rank:
             held.enter_context(writing(folder, alone=False))
         source.told(summary)
-        shards = Shards(folder, manifest)
+        shards = Shards(folder, manifest, with_digests)
         mine = missing[team.index :: team.count]
         cut = _make(shards, mine, reader, source, team, progress and ranks.rank == 0)
         warn_of_cut(sum(ranks.gather(cut)), summary.examples, max_length, stacklevel=2)
