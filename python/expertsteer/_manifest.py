@@ -17,8 +17,8 @@ from ._reading import (
     WHOLE,
     ArtifactError,
     checked_field,
+    checked_layers,
     either,
-    listed,
     optional,
     short,
 )
@@ -107,7 +107,6 @@ def read_manifest(header: dict[str, Any], path: Path) -> Manifest:
     kinds = {
         "model": OBJECT,
         "contrast": OBJECT,
-        "layers": listed(WHOLE),
         "position": either(TEXT, WHOLE),
         "max_length": optional(WHOLE),
         "dtype": TEXT,
@@ -116,11 +115,9 @@ def read_manifest(header: dict[str, Any], path: Path) -> Manifest:
         "shard_examples": WHOLE,
     }
     known = {name: checked_field(header, name, kind, path) for name, kind in kinds.items()}
-    manifest = Manifest(**known | {"layers": tuple(known["layers"])})
-    if min(manifest.shard_examples, manifest.examples, manifest.width, len(manifest.layers)) < 1:
-        raise ArtifactError(
-            f"{path}: shard_examples, examples, width and the number of layers must be positive"
-        )
+    manifest = Manifest(**known | {"layers": checked_layers(header, path)})
+    if min(manifest.shard_examples, manifest.examples, manifest.width) < 1:
+        raise ArtifactError(f"{path}: shard_examples, examples and width must be positive")
     if manifest.shards > MOST_SHARDS:
         raise ArtifactError(
             f"{path} names {manifest.examples:,} examples in {manifest.shards:,} shards; at most "

@@ -152,6 +152,16 @@ def checked_field(document: Any, name: str, kind: Kind, where: Any, default: Any
     return value
 
 
+def checked_layers(document: Any, where: Any) -> tuple[int, ...]:
+    """The field ``layers`` of captured states: indices from 0, increasing, none twice."""
+    layers = tuple(checked_field(document, "layers", listed(WHOLE), where))
+    if not layers or layers[0] < 0 or any(b <= a for a, b in zip(layers, layers[1:])):
+        raise ArtifactError(
+            f"{where}: field 'layers' must be increasing indices from 0, came {short(layers)}"
+        )
+    return layers
+
+
 def short(value: Any, most: int = 60) -> str:
     """How a value of any size is shown in an error."""
     shown = str(value) if isinstance(value, BaseException) else repr(value)

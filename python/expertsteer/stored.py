@@ -16,7 +16,17 @@ from torch import Tensor
 from ._digests import require_equal
 from ._files import open_artifact, signature
 from ._paths import local_path
-from ._reading import OBJECT, TEXT, WHOLE, ArtifactError, checked_field, either, listed, reading
+from ._reading import (
+    OBJECT,
+    TEXT,
+    WHOLE,
+    ArtifactError,
+    checked_field,
+    checked_layers,
+    either,
+    listed,
+    reading,
+)
 from ._tensors import as_tensor
 
 if TYPE_CHECKING:
@@ -269,7 +279,7 @@ def about_states(header: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Layers, position and model as a document of states has them, checked."""
     where = folder / "hidden_states.safetensors"
     return {
-        "layers": tuple(checked_field(header, "layers", listed(WHOLE), where)),
+        "layers": checked_layers(header, where),
         "position": checked_field(header, "position", either(TEXT, WHOLE), where),
         "model": checked_field(header, "model", OBJECT, where),
     }

@@ -159,6 +159,8 @@ def _document(path: Path, text: str, mark: str) -> dict[str, Any]:
         raise ValueError(f"{_DOCUMENT} was changed")
     if new:
         checked_field(document, "digests", by_name(TEXT), f"{path}, {_DOCUMENT}")
+        if set(document["scales"]) != set(document["digests"]):
+            raise ValueError("scales and directions are not of the same layers")
     return document
 
 
