@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._bank import Gate
-from ._positions import Positions
+from ._given_positions import Positions
 from .ops import STEER_OPERATIONS
 from .vectors import STORED, SteeringVectors
 

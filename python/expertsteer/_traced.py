@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ._caches import counted_tokens, find_cache
-from ._positions import POSITIONS, Positions, _of_function, require_copies
+from ._given_positions import POSITIONS, Positions, require_copies
+from ._positions import _of_function
 
 _MODE, _PROMPT_LENGTH, _PADDING, _START = range(4)
 _UNKNOWN = -1
