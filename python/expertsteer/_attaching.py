@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ._bank import Gate
+from ._given_positions import Positions
 from ._metadata import model_of
-from ._positions import Positions
 from ._tensors import as_tensor
 from .ops import STEER_OPERATIONS
 from .vectors import STORED, SteeringVectors

@@ -25,8 +25,8 @@ from ._attaching import (
 )
 from ._bank import Bank, Gate
 from ._decoder import uncompiled
+from ._given_positions import Positions, checked_positions
 from ._installed import Installed
-from ._positions import Positions, checked_positions
 from .vectors import SteeringVectors
 
 _KEEP: Any = object()  # an argument that was not given, where None means something
