@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import expertsteer as es
 from artefacts import alignment, captured, drawn, pairing, states, told, vectors
+from expertsteer._digests import digest
 from expertsteer._files import read_artifact, write_artifact
 from expertsteer._shards import Shards
 
@@ -285,3 +286,12 @@ def test_layers_that_stand_twice_are_refused_where_states_stay_on_disk(layers, t
     for read in (es.HiddenStates.open, es.HiddenStates.from_pretrained):
         with pytest.raises(es.ArtifactError, match="field 'layers' must be increasing indices"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (1, 1), (3, 0), (2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool], ids=str)
+def test_a_digest_is_of_the_entries_however_they_lie_in_memory(shape, dtype):
+    laid = torch.ones(shape, dtype=dtype)
+    spread = torch.ones((), dtype=dtype).expand(shape)
+    assert digest(laid) == digest(spread) == digest(laid.mT.contiguous().mT if shape[1:] else laid)
+    assert digest(laid) != digest(laid.unsqueeze(0)) and digest(laid) != digest(laid.double())

@@ -11,11 +11,15 @@ from .._reading import ArtifactError, read_bytes, reading
 _LEAST, _TIMES = 64 << 20, 10
 
 
-def checked_archive(path: Path, what: str) -> io.BytesIO:
-    """The bytes of an archive whose members are whole and no larger than it can mean.
+def checked_archive(path: Path, what: str) -> tuple[io.BytesIO, bytes]:
+    """An archive whose members are whole and no larger than it can mean.
 
     A megabyte of zip can unpack to a thousand: the sizes that it declares must stay below ten
-    times its own, or 64 MiB. Every member is then read once, which checks its name and its CRC.
+    times its own, or 64 MiB. Every member is then read once, which checks its name and its CRC, and
+    packed again: other readers of zip do not look at those, and take a damaged directory otherwise.
+
+    Returns:
+        The new archive, and the comment of the old one.
 
     Raises:
         ArtifactError: no archive, a member that is damaged, or one that is too large.
@@ -32,7 +36,10 @@ def checked_archive(path: Path, what: str) -> io.BytesIO:
         names = [m.filename for m in members]
         if len(set(names)) < len(names):
             raise ArtifactError(f"{path} holds two members of one name: {sorted(names)}")
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise ArtifactError(f"{path}: its member {damaged!r} is damaged; copy it again")
-    return io.BytesIO(data)
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w") as whole:
+            for member in members:
+                whole.writestr(member.filename, archive.read(member))
+        comment = archive.comment
+    made.seek(0)
+    return made, comment

@@ -89,8 +89,7 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """
     path = local_path(path)
     with reading(path, "file of steering vectors"):  # torch raises whatever the bytes lead it to
-        # torch does not look at the archive's checksums.
-        archive = checked_archive(path, "file of steering vectors")
+        archive, _ = checked_archive(path, "file of steering vectors")
         content = torch.load(archive, map_location="cpu", weights_only=True)
     entries = content.items() if isinstance(content, dict) else [(None, None)]
     if not content or not all(_is_entry(name, entry) for name, entry in entries):

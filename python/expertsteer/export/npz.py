@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -62,6 +63,7 @@ def export_npz(vectors: SteeringVectors, path: str | os.PathLike) -> Path:
     document = {
         "format": _KIND,
         "format_version": 1,
+        "commented": True,  # the archive's comment holds the digest of its arrays
         "dtypes": types,
         "metadata": {"versions": package_versions(), **vectors.metadata},
     }
@@ -73,6 +75,8 @@ def export_npz(vectors: SteeringVectors, path: str | os.PathLike) -> Path:
     }
     made = io.BytesIO()
     np.savez(made, **arrays)
+    with zipfile.ZipFile(made, "a") as archive:
+        archive.comment = _digest(arrays)
     with replacing(path) as temporary:
         temporary.write_bytes(made.getvalue())
         _require_equal(path, vectors, import_npz(temporary))
@@ -90,7 +94,7 @@ def import_npz(path: str | os.PathLike) -> SteeringVectors:
     if not path.is_file():
         raise ValueError(f"path {str(path)!r} is no file; give an archive of vectors (*.npz)")
     with reading(path, _WHAT):
-        data = checked_archive(path, _WHAT)
+        data, comment = checked_archive(path, _WHAT)
         _require_sizes(data)
         archive = np.load(data, allow_pickle=False)
         fields = {name: archive[name] for name in _FIELDS if name in archive.files}
@@ -106,6 +110,7 @@ def import_npz(path: str | os.PathLike) -> SteeringVectors:
     if len(set(layers.tolist())) < len(layers):
         raise ValueError(f"{path}: layers must be different, came {layers.tolist()}")
     document = _document(path, fields)
+    _require_ours(path, fields, document, comment)
     types = document.get("dtypes") or [None] * len(rows)
     with reading(path, _WHAT):
         if len(types) != len(rows):
@@ -115,6 +120,25 @@ def import_npz(path: str | os.PathLike) -> SteeringVectors:
             dict(zip(layers.tolist(), made)),
             dict(zip(layers.tolist(), scales.tolist())),
             document.get("metadata") or {"imported_from": "npz"},
+        )
+
+
+def _digest(fields: dict[str, np.ndarray]) -> bytes:
+    """Of all arrays: the archive's comment, so that one which lost an array does not pass for an
+    archive by hand."""
+    made = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(fields.items()):
+        made.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        made.update(np.ascontiguousarray(array).tobytes())
+    return f"{_KIND} {made.hexdigest()}".encode()
+
+
+def _require_ours(path: Path, fields: dict, document: dict, comment: bytes) -> None:
+    ours = comment.startswith(_KIND.encode()) or document.get("commented")
+    if ours and comment != _digest(fields):
+        raise ArtifactError(
+            f"{path}: its arrays are not those that were written (their digest differs); download "
+            "or copy it again"
         )
 
 
