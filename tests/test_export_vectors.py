@@ -288,7 +288,7 @@ def test_an_archive_cut_short(kept, tmp_path):
     path = export_npz(MADE, tmp_path / "made.npz")
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
-        es.ArtifactError, match="made.npz: truncated, damaged or foreign NumPy archive"
+        es.ArtifactError, match="made.npz: (truncated, damaged|its arrays are not)"
     ):
         import_npz(path)
 
