@@ -157,6 +157,15 @@ def test_the_text_configuration_of_a_model_with_several_modalities_counts():
     assert find_decoder(model).layers_path == "text.blocks"
 
 
+def test_of_two_candidates_the_one_inside_the_language_model_is_taken():
+    model = Blocks(3, text=3, image=3)
+    model.config.text_config = type("TextConfig", (), {"num_hidden_layers": 3})()
+    model.text.config = model.config.text_config
+    assert find_decoder(model).layers_path == "text.blocks"
+    model.get_decoder = lambda: None  # names none
+    assert find_decoder(model).layers_path == "text.blocks"
+
+
 @pytest.mark.parametrize("path", ["nowhere", "text", "text.blocks.0", "", 3])
 def test_an_override_that_names_no_list_is_refused(path):
     with pytest.raises(DecoderNotFoundError, match="must be the dotted path"):

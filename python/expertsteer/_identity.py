@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ._decoder import uncompiled
+from ._decoder import unwrapped
 from .models import describe
 
 _BLOCK, _BLOCKS = 4096, 16  # bytes read in a place, places per file
@@ -54,7 +54,7 @@ def _of_files(folder: Path) -> str | None:
 
 def _of_parameters(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, parameter in uncompiled(model).named_parameters():
+    for name, parameter in unwrapped(model).named_parameters():
         digest.update(f"{name}:{tuple(parameter.shape)};".encode())
         if parameter.device.type == "meta" or hasattr(parameter, "full_tensor"):
             continue

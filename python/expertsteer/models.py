@@ -19,8 +19,9 @@ from ._decoder import (
     config_depth,
     find_decoder,
     first_integer,
+    models_inside,
     text_config,
-    uncompiled,
+    unwrapped,
 )
 from ._forward import token_embedding
 from ._reader import Reader, floating, model_dtype
@@ -120,7 +121,7 @@ def describe(model: nn.Module, decoder_layers: str | None = None) -> dict[str, A
         ``architecture`` (class name), ``num_layers``, ``hidden_size`` and ``dtype``; ``None``
         for what the model does not tell.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     config = getattr(model, "config", None)
     try:
         depth = len(find_decoder(model, decoder_layers))
@@ -144,13 +145,25 @@ def hidden_size(model: nn.Module) -> int:
     Raises:
         ValueError: neither the configuration nor the token embedding tells it.
     """
+    model = unwrapped(model)
     width = _told_width(model)
     if width is None:
-        raise ValueError(
-            f"model: {type(model).__name__} does not tell its width; "
-            "set model.config.hidden_size to the width of its decoder layers' outputs"
-        )
+        raise ValueError(f"model: {type(model).__name__} does not tell its width; {_wider(model)}")
     return width
+
+
+def _wider(model: nn.Module) -> str:
+    """How to come by a model that tells its width."""
+    if getattr(model, "config", None) is not None:
+        return "set model.config.hidden_size to the width of its decoder layers' outputs"
+    inside = models_inside(model)
+    if inside:
+        named = " or ".join(f"model.{p}, a {type(m).__name__}" for p, m in inside.items())
+        return f"it holds one that does: pass {named}, whose layers are the same modules"
+    return (
+        "give it a configuration, model.config = types.SimpleNamespace(hidden_size=...), with the "
+        "width of its decoder layers' outputs"
+    )
 
 
 def load(
@@ -176,7 +189,7 @@ def load(
         ValueError: nothing loadable under that name, or a model without a tokenizer.
     """
     if isinstance(path_or_model, nn.Module):
-        config = getattr(path_or_model, "config", None)
+        config = getattr(unwrapped(path_or_model), "config", None)
         tokenizer = tokenizer or getattr(config, "_name_or_path", None)
         if not tokenizer:
             raise ValueError(
