@@ -262,7 +262,7 @@ def test_rows_that_this_tokenizer_leaves_nothing_of_are_named(model, tmp_path):
     rows += [{"question": "w1", "choices": ["unknown", "foreign"], "answer": 0}]
     path.write_text("\n".join(map(json.dumps, rows)))
 
-    def words(texts, padding=False):  # knows no control characters, and maps strangers to 3
+    def words(texts, **options):  # knows no control characters, and maps strangers to 3
         known = tiny_tokenizer()
         return {"input_ids": [known(t.replace("\x00", ""))["input_ids"] for t in texts]}
 
