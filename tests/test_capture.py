@@ -175,12 +175,14 @@ def test_a_distributed_output_is_put_together(model, spread_over):
         def local(module, args, kwargs):
             return (args[0].to_local() if hasattr(args[0], "to_local") else args[0],), kwargs
 
+        def spread(module, args, output):
+            states = distributed.DTensor.from_local(hidden_of(output), mesh, [kind])
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
         for layer in [*model.model.layers, model.model.norm]:
             layer.register_forward_pre_hook(local, with_kwargs=True)
         for layer in model.model.layers:
-            layer.register_forward_hook(
-                lambda m, a, out: distributed.DTensor.from_local(hidden_of(out), mesh, [kind])
-            )
+            layer.register_forward_hook(spread)
         states = capture(model, tiny_tokenizer(), CONTRAST).states
     finally:
         torch.distributed.destroy_process_group()

@@ -81,7 +81,8 @@ def test_layers_that_differ_are_steered_each_by_its_own_forward():
             self.layer = layer
 
         def forward(self, hidden, *args, **kwargs):
-            return -self.layer(hidden, *args, **kwargs)
+            output = self.layer(hidden, *args, **kwargs)
+            return (-output[0], *output[1:]) if isinstance(output, tuple) else -output
 
     model, ids = llama(), tokens()
     model.model.layers[1] = Negated(model.model.layers[1])

@@ -43,7 +43,7 @@ def property_of(model, runs, name):
     """Skip where the unsteered model itself gives different logits."""
     try:
         same = alike(*runs())
-    except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as refused:
+    except (ValueError, AttributeError, TypeError, RuntimeError, UserWarning) as refused:
         pytest.skip(f"{name} refuses this unsteered: {str(refused)[:100]}")
     if not same:
         pytest.skip(f"{name}: not so unsteered in this transformers")
