@@ -21,6 +21,7 @@ from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
 pytestmark = [
+    pytest.mark.transformers,
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="forks processes and kills them"),
 ]

@@ -8,7 +8,10 @@ import torch
 import expertsteer as es
 from steering import WIDTH, gpt2, llama, logits, tokens, vectors
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its parts
+pytestmark = [
+    pytest.mark.transformers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's own, of its parts
+]
 
 
 @pytest.fixture(autouse=True)

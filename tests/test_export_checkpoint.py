@@ -21,6 +21,8 @@ from steering import llama, logits
 from test_folding_checkpoint import CONVERTED_TO, VARIANTS, build_case
 from tiny_tokenizer import tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 IDS = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(5))
 SHARDED = "model.safetensors.index.json"
 

@@ -20,6 +20,8 @@ from families import (
 from folding import EVERY, hooked_logits, relative_error, vectors_for
 from steering import gpt2, llama, logits, vectors
 
+pytestmark = pytest.mark.transformers
+
 IDS = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(5))
 
 # What a configuration may say that the checkpoint must keep.

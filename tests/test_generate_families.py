@@ -11,6 +11,8 @@ from expertsteer.models import hidden_size
 from families import FAMILIES, LAYERS, build_or_skip
 from steering import tokens, vectors
 
+pytestmark = pytest.mark.transformers
+
 OPTIONS = {"pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 5}
 
 

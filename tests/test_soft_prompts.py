@@ -9,6 +9,7 @@ from torch import nn
 import expertsteer as es
 from expertsteer._forward import Before, before_text, logits, longest
 from expertsteer._generation import generate_texts
+from expertsteer._identity import identity
 from expertsteer._neutral import Divergence, neutral_texts
 from expertsteer.contrast import ContrastSet
 from expertsteer.models import find_decoder
@@ -191,6 +192,20 @@ def test_the_harness_reads_and_writes_at_the_text(model):
     rows = [tokenizer(text)["input_ids"] for text in TEXTS]
     expected = generate_texts(model, tokenizer, rows, max_new_tokens=5)
     assert [t.strip() for t in harness.generate_until(requests)] == [e.strip() for e in expected]
+
+
+def test_a_capture_is_not_resumed_with_another_adapter(inner, tmp_path):
+    inner.save_pretrained(tmp_path / "base")
+    inner.config._name_or_path = str(tmp_path / "base")
+    prints = {identity(inner)["fingerprint"]}
+    for kind in ("prompt tuning", "lora"):
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            adapted = by_peft(build("llama"), kind)
+            adapted.config._name_or_path = inner.config._name_or_path
+            prints.add(identity(adapted)["fingerprint"])
+            assert identity(adapted) == identity(adapted)
+    assert len(prints) == 5
 
 
 def test_what_stands_behind_the_text_is_refused(inner):

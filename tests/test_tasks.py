@@ -14,6 +14,8 @@ from expertsteer.tasks import TASKS, TaskError, load_task
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 CHOICES = ["w4", "w7 w8", "w7 w9 w2", "w11", "w12 w13"]
 
 
