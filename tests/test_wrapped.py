@@ -102,7 +102,7 @@ def test_a_holder_is_read_as_it_runs_and_steered_through_the_model_inside(model)
     holder, given = Holder(model), vectors()
     came = es.capture(holder, tiny_tokenizer(), CONTRAST)
     assert torch.equal(came.states, es.capture(model, tiny_tokenizer(), CONTRAST).states)
-    way = "Holder does not tell its width; .* pass model.inner.language, a LlamaForCausalLM"
+    way = "Holder does not tell its width; .* model.inner.language, a LlamaForCausalLM"
     with pytest.raises(ValueError, match=way):
         es.attach(holder, given)
     unsteered = holder(input_ids=IDS).logits

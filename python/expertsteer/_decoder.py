@@ -143,14 +143,18 @@ def text_config(model: nn.Module) -> Any:
     return config
 
 
-def models_inside(model: nn.Module) -> dict[str, nn.Module]:
-    """The outermost modules in a model that have a configuration of their own, by path."""
-    with_config = {
-        path: module
-        for path, module in unwrapped(model).named_modules()
-        if path and getattr(module, "config", None) is not None
-    }
-    return _outermost(with_config)
+def way_to_width(model: nn.Module) -> str:
+    """How to come by a model that tells its width, for one that does not."""
+    if getattr(model, "config", None) is not None:
+        return "set model.config.hidden_size to the width of its decoder layers' outputs"
+    inside = {path: m for path, m in model.named_modules() if getattr(m, "config", None)}
+    if inside:
+        named = (f"model.{p}, a {type(m).__name__}" for p, m in _outermost(inside).items())
+        return f"pass the model inside it, {' or '.join(named)}, whose layers are the same modules"
+    return (
+        "give it a configuration, model.config = types.SimpleNamespace(hidden_size=...), with the "
+        "width of its decoder layers' outputs"
+    )
 
 
 def config_depth(model: nn.Module) -> int | None:

@@ -19,9 +19,9 @@ from ._decoder import (
     config_depth,
     find_decoder,
     first_integer,
-    models_inside,
     text_config,
     unwrapped,
+    way_to_width,
 )
 from ._forward import token_embedding
 from ._reader import Reader, floating, model_dtype
@@ -61,9 +61,13 @@ def capture(
 
     A state is the layer's output: the residual stream after the block, before any final norm.
     Chat messages go through the tokenizer's chat template; when the last message is not the
-    assistant's, the opening of the assistant's turn is appended. The model comes back as it was.
+    assistant's, the opening of the assistant's turn is appended. A text that was rendered before
+    gets no second beginning of sequence. The model comes back as it was.
 
     Args:
+        model: read as it runs, adapters, soft prompts and prefixes included; what stands before
+            the text is never taken for it.
+        tokenizer: of this model; of a processor its tokenizer is used.
         layers: decoder-layer indices counted from 0; every layer by default. The result holds
             them in increasing order.
         position: ``"last"``, the last token that is not padding (special tokens count);
@@ -80,9 +84,10 @@ def capture(
         of the contrast set, whatever the order of the batches.
 
     Raises:
-        ValueError: an argument out of its range, no decoder layers found, messages without a
-            chat template, an example without tokens or longer than the model allows, a position
-            outside an example, a NaN or infinite state (with its layer and example).
+        ValueError: an argument out of its range, no decoder layers found, an encoder-decoder, no
+            tokenizer, messages without a chat template, an example without tokens or longer than
+            the model allows, a position outside an example, a NaN or infinite state (with its layer
+            and example).
     """
     if not isinstance(contrast, ContrastSet):
         raise ValueError(f"contrast must be a ContrastSet, came {type(contrast).__name__}")
@@ -148,22 +153,10 @@ def hidden_size(model: nn.Module) -> int:
     model = unwrapped(model)
     width = _told_width(model)
     if width is None:
-        raise ValueError(f"model: {type(model).__name__} does not tell its width; {_wider(model)}")
+        raise ValueError(
+            f"model: {type(model).__name__} does not tell its width; {way_to_width(model)}"
+        )
     return width
-
-
-def _wider(model: nn.Module) -> str:
-    """How to come by a model that tells its width."""
-    if getattr(model, "config", None) is not None:
-        return "set model.config.hidden_size to the width of its decoder layers' outputs"
-    inside = models_inside(model)
-    if inside:
-        named = " or ".join(f"model.{p}, a {type(m).__name__}" for p, m in inside.items())
-        return f"it holds one that does: pass {named}, whose layers are the same modules"
-    return (
-        "give it a configuration, model.config = types.SimpleNamespace(hidden_size=...), with the "
-        "width of its decoder layers' outputs"
-    )
 
 
 def load(

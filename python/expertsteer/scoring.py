@@ -2,6 +2,7 @@
 
 Every function takes the model as it is, steered or not. Outside ``generate`` a steered model takes
 the whole text for its prompt; give ``Steering.set`` a ``prompt_length`` where that is not meant.
+Soft prompts and prefixes of a model are read and never scored.
 `statistics` says how sure one can be of what they give.
 """
 
