@@ -52,6 +52,8 @@ _PUBLIC = {
     "Gate": "_bank",
     "Steering": "steer",
     "attach": "steer",
+    "tokens_at": "_positions",
+    "UnsteeredWarning": "_positions",
     "ExpertSteer": "pipeline",
 }
 
@@ -80,6 +82,7 @@ __all__ = [
     "SteeringVectors",
     "StoredStates",
     "TaskError",
+    "UnsteeredWarning",
     "__version__",
     "align",
     "attach",
@@ -94,6 +97,7 @@ __all__ = [
     "load_task",
     "mutual_information",
     "pair_layers",
+    "tokens_at",
 ]
 
 try:
@@ -117,6 +121,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from ._bank import Gate
     from ._files import ArtifactError
+    from ._positions import UnsteeredWarning, tokens_at
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
     from .calibrate import Calibration
     from .capturing import capture_to
