@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._caches import cached_tokens, find_cache
 from ._decoder import (
     DecoderLayers,
     find_decoder,
@@ -24,7 +25,6 @@ from ._decoder import (
     text_config,
     unwrapped,
 )
-from ._positions import cached_tokens
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -159,7 +159,7 @@ class Watched:
     def _look(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs = dict(zip(self._names, args)) | kwargs
         self._embedded = inputs.get("inputs_embeds")
-        self.cached = int(cached_tokens(inputs) or 0)
+        self.cached = int(cached_tokens(find_cache(inputs)) or 0)
 
     def require_text_last(self, ids: Tensor, extra: int) -> None:
         """What the last pass had beyond the text ``ids [B, T]`` must have stood before it.
