@@ -74,7 +74,8 @@ class Added(NamedTuple):
 
 def behind_prompt(tokenizer: Any, prompt: str, text: str) -> str:
     """A text with a prompt before it, but behind the beginning of sequence the text opens with."""
-    start = getattr(text_tokenizer(tokenizer), "bos_token", None) or ""
+    # Not the attribute bos_token: tokenizers that have none complain in their log when asked.
+    start = getattr(text_tokenizer(tokenizer), "special_tokens_map", {}).get("bos_token")
     if not prompt or not start or not text.startswith(start):
         return prompt + text
     return start + prompt + text[len(start) :]

@@ -99,13 +99,13 @@ def before_text(
 
     Args:
         ids: the token, ``[B, 1]``; by default one that every vocabulary has, and no pass at all
-            for models of which it is known that they read the text alone.
+            for transformers' own models.
 
     Raises:
         ValueError: no decoder layers found, or a pass that does not end in the token.
     """
     model = unwrapped(model)
-    if ids is None and _reads_text_alone(model):
+    if ids is None and _own(model):
         return Before()
     found = find_decoder(model, decoder_layers)
     ids = torch.zeros(1, 1, dtype=torch.int64) if ids is None else ids
@@ -113,7 +113,8 @@ def before_text(
 
     def keep(module: Any, args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, (tuple, list)) else output
-        lengths.append(hidden.shape[1])
+        if isinstance(hidden, Tensor) and hidden.ndim == 3:
+            lengths.append(hidden.shape[1])
 
     with torch.no_grad(), evaluating(model), Watched(model, found) as watched:
         handle = found.layers[0].register_forward_hook(keep)
@@ -185,10 +186,9 @@ class Watched:
         return torch.equal(embedded, expected.to(embedded))
 
 
-def _reads_text_alone(model: nn.Module) -> bool:
-    """Whether the model is one of transformers' own, for text and nothing else."""
-    own = type(model).__module__.startswith("transformers.models.")
-    return own and text_config(model) is getattr(model, "config", None)
+def _own(model: nn.Module) -> bool:
+    """Whether the model is one of transformers' own, which read what they are given and no more."""
+    return type(model).__module__.startswith("transformers.models.")
 
 
 def _runner(model: nn.Module, found: DecoderLayers) -> nn.Module:
@@ -198,7 +198,8 @@ def _runner(model: nn.Module, found: DecoderLayers) -> nn.Module:
     transformers' own models for text, with nothing put around it, is its ``base_model`` and a head.
     """
     around = model._forward_pre_hooks or model._forward_hooks or "forward" in vars(model)
-    if around or not _reads_text_alone(model):
+    for_text = text_config(model) is getattr(model, "config", None)
+    if around or not _own(model) or not for_text:
         return model
     inside = getattr(model, "base_model", model)
     return inside if any(module is found.decoder for module in inside.modules()) else model
