@@ -112,6 +112,9 @@ class TracedPositions:
         """
         cache = find_cache(inputs)
         offset = 0 if cache is None else counted_tokens(cache)
+        told = inputs.get("cache_position")  # of old releases, whose static caches count wrongly
+        if isinstance(told, Tensor) and told.ndim == 1:
+            offset = told[:1]
         if offset is None:
             raise ValueError(
                 "a compiled steered model needs a cache that knows its length; run this model "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._conversions import CONVERTED, converted, why_not_converted
-from ._decoder import DecoderLayers, find_decoder, uncompiled
+from ._decoder import DecoderLayers, find_decoder, uncompiled, unwrapped
 from ._foldable import FOLDABLE, family_of, last_linear, walk, why_not_plain
 from ._folding import rounded_sum
 from .vectors import SteeringVectors
@@ -70,7 +70,7 @@ def why_not_permanent(model: nn.Module, decoder_layers: str | None = None) -> st
     Raises:
         ValueError: no decoder layers found.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     found = find_decoder(model, decoder_layers)
     family = family_of(found.layers[0])
     if family not in FOLDABLE:
@@ -145,7 +145,7 @@ def fold_permanently(
         raise ValueError(f"vectors must be SteeringVectors, came {type(vectors).__name__}")
     if not abs(float(strength)) < float("inf"):
         raise ValueError(f"strength must be a finite number, came {strength}")
-    model = uncompiled(model)
+    model = unwrapped(model)
     biases = {
         layer: _new_bias(
             last_linear(model, layer, decoder_layers),

@@ -24,7 +24,7 @@ from ._attaching import (
     resolved_strength,
 )
 from ._bank import Bank, Gate
-from ._decoder import uncompiled
+from ._decoder import require_one_copy, unwrapped
 from ._given_positions import Positions, checked_positions
 from ._installed import Installed
 from .vectors import SteeringVectors
@@ -84,7 +84,8 @@ def attach(
     """
     from .models import find_decoder
 
-    model = uncompiled(model)
+    require_one_copy(model)
+    model = unwrapped(model)
     decoder = find_decoder(model, decoder_layers)
     if decoder.decoder in _attached:
         raise ValueError(
