@@ -7,8 +7,9 @@ from scipy.special import digamma
 
 from expertsteer import _gaussian, _ksg, ops
 from expertsteer._layers import Layers
-from expertsteer._projection import BLOCK, depth, gram_serves
+from expertsteer._projection import BLOCK, Wanted, depth, gram_serves, stacked
 from expertsteer.ops import reference_mi
+from expertsteer.ops.reference_mi import on_a_grid
 
 COMPONENTS = 32
 
@@ -36,7 +37,8 @@ def halves_of(n):
 
 def project(side, r=COMPONENTS):
     """Ours: the codes of every layer on both halves, ``[half] -> [L, n / 2, r]``."""
-    return _gaussian._codes(Layers("x", side), halves_of(side.shape[1]), r)
+    halves, wanted = halves_of(side.shape[1]), Wanted(r, asked=True)
+    return [stacked(codes, r) for codes in _gaussian._codes(Layers("x", side), halves, wanted)]
 
 
 def project_sklearn(side, r=COMPONENTS):
@@ -86,7 +88,7 @@ def pairs_slogdet(x, y):
 
 
 def ksg_codes(side, r):
-    return _ksg._codes(Layers("x", side), r)
+    return on_a_grid(stacked(_ksg._codes(Layers("x", side), Wanted(r, asked=True)), r))
 
 
 def ksg_tree(x, y, k=3):

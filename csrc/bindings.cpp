@@ -1,9 +1,6 @@
-// The only file that knows Python. Arguments are integers (pointers, sizes, strides) that
-// expertsteer/ops/native.py has validated.
+// The module: each kernel with the tensors it takes, checked (tensor_argument.h), and its numbers.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -13,228 +10,234 @@
 #include "rfm.h"
 #include "slot.h"
 #include "steer.h"
+#include "steer_arguments.h"
+#include "tensor_argument.h"
 
 namespace py = pybind11;
-using expertsteer::DType;
-using expertsteer::Steer;
-using expertsteer::SteerAdd;
-using expertsteer::SteerOperation;
 
+namespace expertsteer {
 namespace {
 
+using Tensor = py::handle;  // the caller holds it for the length of the call
+
+constexpr std::int64_t kAny = kAnySize;
+
+void steer_add_on_cpu(Tensor hidden, Tensor delta, Tensor mask) {
+  const SteerAdd args = steer_add_arguments(hidden.ptr(), delta.ptr(), mask.ptr(), kDLCPU);
+  py::gil_scoped_release release;
+  steer_add_cpu(args);
+}
+
+void steer_on_cpu(Tensor hidden, Tensor table, Tensor rows, Tensor strengths, Tensor mask,
+                  int operation, Tensor gates, Tensor thresholds, Tensor inverse_norms,
+                  int threads) {
+  const SteerTensors tensors{table.ptr(),     inverse_norms.ptr(), rows.ptr(),
+                             strengths.ptr(), gates.ptr(),         thresholds.ptr()};
+  const Steer args = steer_arguments(hidden.ptr(), tensors, mask.ptr(), operation, threads, kDLCPU);
+  py::gil_scoped_release release;
+  steer_cpu(args);
+}
+
+bool whiten(Tensor codes, Tensor whitened, int threads) {
+  const TensorArgument from = checked("codes", codes.ptr(), kind<double>(), {kAny, kAny, kAny});
+  const std::int64_t layers = from.sizes[0], n = from.sizes[1], r = from.sizes[2];
+  const TensorArgument to = checked("whitened", whitened.ptr(), kind<float>(), {layers, r, n});
+  py::gil_scoped_release release;
+  return whiten_cpu(Whiten{from.at<const double>(), layers, n, r, to.at<float>()}, threads);
+}
+
+void log_determinants(Tensor product, Tensor nats, Tensor smallest, int threads) {
+  const TensorArgument out = checked("nats", nats.ptr(), kind<double>(), {kAny, kAny});
+  const std::int64_t rows = out.sizes[0], columns = out.sizes[1];
+  const TensorArgument least = checked("smallest", smallest.ptr(), kind<float>(), {rows, columns});
+  const TensorArgument blocks = checked("product", product.ptr(), kind<float>(), {kAny, kAny});
+  if (!rows || !columns || blocks.sizes[0] % columns || blocks.sizes[1] % rows) {
+    refuse(blocks, "blocks [" + std::to_string(columns) + " s, " + std::to_string(rows) + " r]");
+  }
+  const LogDeterminants args{blocks.at<const float>(),
+                             rows,
+                             columns,
+                             blocks.sizes[1] / rows,
+                             blocks.sizes[0] / columns,
+                             out.at<double>(),
+                             least.at<float>()};
+  py::gil_scoped_release release;
+  log_determinants_cpu(args, threads);
+}
+
+void max_norm_distances(Tensor codes, Tensor out, std::int64_t first, int threads) {
+  const TensorArgument from = checked("codes", codes.ptr(), kind<float>(), {kAny, kAny, kAny});
+  const std::int64_t layers = from.sizes[0], n = from.sizes[2];
+  const TensorArgument to = checked("out", out.ptr(), kind<float>(), {layers, kAny, n});
+  const std::int64_t rows = to.sizes[1];
+  if (first < 0 || first + rows > n) {
+    throw py::value_error("first must leave room for " + std::to_string(rows) + " rows of " +
+                          std::to_string(n) + ", came " + std::to_string(first));
+  }
+  const MaxNormDistances args{
+      from.at<const float>(), to.at<float>(), layers, from.sizes[1], n, first, rows};
+  py::gil_scoped_release release;
+  max_norm_distances_cpu(args, threads);
+}
+
+void ksg_counts(Tensor x, Tensor y, Tensor n_x, Tensor n_y, int k, int variant, int threads) {
+  const TensorArgument left = checked("x", x.ptr(), kind<float>(), {kAny, kAny, kAny});
+  const std::int64_t rows = left.sizes[1], n = left.sizes[2], layers_x = left.sizes[0];
+  const TensorArgument right = checked("y", y.ptr(), kind<float>(), {kAny, rows, n});
+  const std::int64_t layers_y = right.sizes[0];
+  const auto counts = [&](const char* name, Tensor tensor) {
+    return checked(name, tensor.ptr(), kind<std::int32_t>(), {layers_x, layers_y, rows})
+        .at<std::int32_t>();
+  };
+  if (k < 1 || k >= n) {
+    throw py::value_error("k must be from 1 to " + std::to_string(n - 1) + ", came " +
+                          std::to_string(k));
+  }
+  if (variant != 1 && variant != 2) throw py::value_error("variant must be 1 or 2");
+  const KsgCounts args{left.at<const float>(),
+                       right.at<const float>(),
+                       counts("n_x", n_x),
+                       counts("n_y", n_y),
+                       layers_x,
+                       layers_y,
+                       rows,
+                       n,
+                       k,
+                       variant};
+  py::gil_scoped_release release;
+  ksg_counts_cpu(args, threads);
+}
+
+// The passes of rfm.h in one type of the elements.
 template <typename T>
-T* at(std::uintptr_t pointer) {
-  return reinterpret_cast<T*>(pointer);
+struct Rfm {
+  static T* square(const char* name, Tensor matrix, std::int64_t n) {
+    return checked(name, matrix.ptr(), kind<T>(), {n, n}).template at<T>();
+  }
+
+  static double median_distance(Tensor gram, std::int64_t n, int threads) {
+    const T* matrix = square("gram", gram, n);
+    py::gil_scoped_release release;
+    return expertsteer::median_distance(matrix, n, threads);
+  }
+
+  static void laplace(Tensor gram, std::int64_t n, double bandwidth, double eps, Tensor kernel,
+                      Tensor weights, int threads) {
+    const T* matrix = square("gram", gram, n);
+    T* out = square("kernel", kernel, n);
+    T* slopes = checked_or_none("weights", weights.ptr(), kind<T>(), {n, n}).template at<T>();
+    py::gil_scoped_release release;
+    expertsteer::laplace(matrix, n, static_cast<T>(bandwidth), static_cast<T>(eps), out, slopes,
+                         threads);
+  }
+
+  static void gradient_transform(Tensor weights, std::int64_t n, Tensor alpha, Tensor transform,
+                                 Tensor sums, int threads) {
+    const T* matrix = square("weights", weights, n);
+    const T* factors = checked("alpha", alpha.ptr(), kind<T>(), {n}).template at<T>();
+    T* out = square("transform", transform, n);
+    T* totals = checked("sums", sums.ptr(), kind<T>(), {n}).template at<T>();
+    py::gil_scoped_release release;
+    expertsteer::gradient_transform(matrix, factors, n, out, totals, threads);
+  }
+
+  static void mirror_lower(Tensor matrix, std::int64_t n, int threads) {
+    T* both = square("matrix", matrix, n);
+    py::gil_scoped_release release;
+    expertsteer::mirror_lower(both, n, threads);
+  }
+};
+
+// Calls `call` with `Rfm<float>` or `Rfm<double>`, as the elements of `matrix` are, and its size.
+template <typename Call>
+auto in_its_type(const char* name, Tensor matrix, Call call) {
+  const TensorArgument argument = read_tensor(name, matrix.ptr());
+  const std::int64_t n = argument.dimensions ? argument.sizes[0] : 0;
+  if (argument.kind.dtype == kind<float>().dtype) return call(Rfm<float>{}, n);
+  if (argument.kind.dtype == kind<double>().dtype) return call(Rfm<double>{}, n);
+  refuse(argument, "a contiguous float32 or float64 tensor [n, n] on cpu");
 }
 
-SteerAdd make_steer_add(std::uintptr_t hidden, int dtype, std::int64_t batch, std::int64_t tokens,
-                        std::int64_t width, std::int64_t batch_stride, std::int64_t token_stride,
-                        std::uintptr_t delta, std::uintptr_t mask, std::int64_t mask_batch_stride,
-                        std::int64_t mask_token_stride) {
-  if (dtype < 0 || dtype > 3) throw std::invalid_argument("dtype must be 0, 1, 2 or 3");
-  return SteerAdd{reinterpret_cast<void*>(hidden),
-                  static_cast<DType>(dtype),
-                  batch,
-                  tokens,
-                  width,
-                  batch_stride,
-                  token_stride,
-                  reinterpret_cast<const void*>(delta),
-                  reinterpret_cast<const std::uint8_t*>(mask),
-                  mask_batch_stride,
-                  mask_token_stride};
+double median_distance_of(Tensor gram, int threads) {
+  return in_its_type("gram", gram, [&](auto rfm, std::int64_t n) {
+    if (n < 2) throw py::value_error("gram must hold at least 2 rows, came " + std::to_string(n));
+    return rfm.median_distance(gram, n, threads);
+  });
 }
 
-using Sizes = std::array<std::int64_t, 3>;
-using Strided =
-    std::pair<std::uintptr_t, std::int64_t>;  // a pointer, and the stride between sequences
-
-Steer make_steer(std::uintptr_t hidden, int dtype, Sizes shape, Sizes strides, int operation,
-                 std::int64_t vectors, Strided table, std::uintptr_t inverse_norms, Strided rows,
-                 Strided strengths, std::uintptr_t mask, std::array<std::int64_t, 2> mask_strides,
-                 Strided gates, Strided thresholds, int threads) {
-  if (dtype < 0 || dtype > 3) throw std::invalid_argument("dtype must be 0, 1, 2 or 3");
-  if (operation < 0 || operation > 3) throw std::invalid_argument("operation must be 0, 1, 2 or 3");
-  return Steer{at<void>(hidden),
-               static_cast<DType>(dtype),
-               shape[0],
-               shape[1],
-               shape[2],
-               strides[0],
-               strides[1],
-               strides[2],
-               static_cast<SteerOperation>(operation),
-               vectors,
-               at<const void>(table.first),
-               table.second,
-               at<const void>(inverse_norms),
-               at<const std::int32_t>(rows.first),
-               rows.second,
-               at<const void>(strengths.first),
-               strengths.second,
-               at<const std::uint8_t>(mask),
-               mask_strides[0],
-               mask_strides[1],
-               at<const std::int32_t>(gates.first),
-               gates.second,
-               at<const void>(thresholds.first),
-               thresholds.second,
-               threads};
+void laplace_of(Tensor gram, double bandwidth, double eps, Tensor kernel, Tensor weights,
+                int threads) {
+  in_its_type("gram", gram, [&](auto rfm, std::int64_t n) {
+    rfm.laplace(gram, n, bandwidth, eps, kernel, weights, threads);
+  });
 }
 
-// The passes of rfm.h in one type; `suffix` is the name torch gives it.
-template <typename T>
-void define_rfm(py::module_& m, const std::string& suffix) {
-  using Pointer = std::uintptr_t;
-  using Size = std::int64_t;
-  const py::call_guard<py::gil_scoped_release> released;
-  m.def(("median_distance_" + suffix).c_str(),
-        [](Pointer gram, Size n, int threads) {
-          return expertsteer::median_distance(at<const T>(gram), n, threads);
-        },
-        py::arg("gram"), py::arg("n"), py::arg("threads"), released);
-  m.def(("laplace_" + suffix).c_str(),
-        [](Pointer gram, Size n, T bandwidth, T eps, Pointer kernel, Pointer weights, int threads) {
-          expertsteer::laplace(at<const T>(gram), n, bandwidth, eps, at<T>(kernel), at<T>(weights),
-                               threads);
-        },
-        py::arg("gram"), py::arg("n"), py::arg("bandwidth"), py::arg("eps"), py::arg("kernel"),
-        py::arg("weights"), py::arg("threads"), released);
-  m.def(("gradient_transform_" + suffix).c_str(),
-        [](Pointer weights, Pointer alpha, Size n, Pointer transform, Pointer sums, int threads) {
-          expertsteer::gradient_transform(at<const T>(weights), at<const T>(alpha), n,
-                                          at<T>(transform), at<T>(sums), threads);
-        },
-        py::arg("weights"), py::arg("alpha"), py::arg("n"), py::arg("transform"), py::arg("sums"),
-        py::arg("threads"), released);
-  m.def(("mirror_lower_" + suffix).c_str(),
-        [](Pointer matrix, Size n, int threads) {
-          expertsteer::mirror_lower(at<T>(matrix), n, threads);
-        },
-        py::arg("matrix"), py::arg("n"), py::arg("threads"), released);
+void gradient_transform_of(Tensor weights, Tensor alpha, Tensor transform, Tensor sums,
+                           int threads) {
+  in_its_type("weights", weights, [&](auto rfm, std::int64_t n) {
+    rfm.gradient_transform(weights, n, alpha, transform, sums, threads);
+  });
 }
+
+void mirror_lower_of(Tensor matrix, int threads) {
+  in_its_type("matrix", matrix,
+              [&](auto rfm, std::int64_t n) { rfm.mirror_lower(matrix, n, threads); });
+}
+
+#ifdef EXPERTSTEER_WITH_CUDA
+void require_launched(const char* kernel, const char* error) {
+  if (error) throw std::runtime_error(std::string(kernel) + ": " + error);
+}
+
+void steer_add_on_cuda(Tensor hidden, Tensor delta, Tensor mask, std::uintptr_t stream) {
+  const SteerAdd args = steer_add_arguments(hidden.ptr(), delta.ptr(), mask.ptr(), kDLCUDA);
+  require_launched("steer_add_cuda", steer_add_cuda(args, reinterpret_cast<void*>(stream)));
+}
+
+void steer_on_cuda(Tensor hidden, Tensor table, Tensor rows, Tensor strengths, Tensor mask,
+                   int operation, Tensor gates, Tensor thresholds, Tensor inverse_norms,
+                   std::uintptr_t stream) {
+  const SteerTensors tensors{table.ptr(),     inverse_norms.ptr(), rows.ptr(),
+                             strengths.ptr(), gates.ptr(),         thresholds.ptr()};
+  const Steer args = steer_arguments(hidden.ptr(), tensors, mask.ptr(), operation, 1, kDLCUDA);
+  require_launched("steer_cuda", steer_cuda(args, reinterpret_cast<void*>(stream)));
+}
+#endif
 
 }  // namespace
+}  // namespace expertsteer
 
-#define EXPERTSTEER_STEER_ADD_ARGS                                                            \
-  py::arg("hidden"), py::arg("dtype"), py::arg("batch"), py::arg("tokens"), py::arg("width"), \
-      py::arg("batch_stride"), py::arg("token_stride"), py::arg("delta"), py::arg("mask"),    \
-      py::arg("mask_batch_stride"), py::arg("mask_token_stride")
+#define EXPERTSTEER_STEER_ARGUMENTS                                                            \
+  py::arg("hidden"), py::arg("table"), py::arg("rows"), py::arg("strengths"), py::arg("mask"), \
+      py::arg("operation"), py::arg("gates"), py::arg("thresholds"), py::arg("inverse_norms")
 
 PYBIND11_MODULE(_C, m) {
+  using namespace expertsteer;
   m.doc() = "Compiled kernels of expertsteer; see expertsteer.ops.native.";
 
-  m.def(
-      "steer_add_cpu",
-      [](std::uintptr_t hidden, int dtype, std::int64_t batch, std::int64_t tokens,
-         std::int64_t width, std::int64_t batch_stride, std::int64_t token_stride,
-         std::uintptr_t delta, std::uintptr_t mask, std::int64_t mask_batch_stride,
-         std::int64_t mask_token_stride) {
-        const SteerAdd args =
-            make_steer_add(hidden, dtype, batch, tokens, width, batch_stride, token_stride, delta,
-                           mask, mask_batch_stride, mask_token_stride);
-        py::gil_scoped_release release;
-        expertsteer::steer_add_cpu(args);
-      },
-      EXPERTSTEER_STEER_ADD_ARGS);
+  m.def("steer_add_cpu", &steer_add_on_cpu, py::arg("hidden"), py::arg("delta"), py::arg("mask"));
+  m.def("steer_cpu", &steer_on_cpu, EXPERTSTEER_STEER_ARGUMENTS, py::arg("threads"));
+  m.def("whiten_cpu", &whiten, py::arg("codes"), py::arg("whitened"), py::arg("threads"));
+  m.def("log_determinants_cpu", &log_determinants, py::arg("product"), py::arg("nats"),
+        py::arg("smallest"), py::arg("threads"));
+  m.def("max_norm_distances_cpu", &max_norm_distances, py::arg("codes"), py::arg("out"),
+        py::arg("first"), py::arg("threads"));
+  m.def("ksg_counts_cpu", &ksg_counts, py::arg("x"), py::arg("y"), py::arg("n_x"), py::arg("n_y"),
+        py::arg("k"), py::arg("variant"), py::arg("threads"));
+  m.def("median_distance", &median_distance_of, py::arg("gram"), py::arg("threads"));
+  m.def("laplace", &laplace_of, py::arg("gram"), py::arg("bandwidth"), py::arg("eps"),
+        py::arg("kernel"), py::arg("weights"), py::arg("threads"));
+  m.def("gradient_transform", &gradient_transform_of, py::arg("weights"), py::arg("alpha"),
+        py::arg("transform"), py::arg("sums"), py::arg("threads"));
+  m.def("mirror_lower", &mirror_lower_of, py::arg("matrix"), py::arg("threads"));
 
-  py::class_<Steer>(m, "Steer")
-      .def(py::init(&make_steer), py::arg("hidden"), py::arg("dtype"), py::arg("shape"),
-           py::arg("strides"), py::arg("operation"), py::arg("vectors"), py::arg("table"),
-           py::arg("inverse_norms"), py::arg("rows"), py::arg("strengths"), py::arg("mask"),
-           py::arg("mask_strides"), py::arg("gates"), py::arg("thresholds"), py::arg("threads"));
-  m.def("steer_cpu", &expertsteer::steer_cpu, py::arg("steer"),
-        py::call_guard<py::gil_scoped_release>());
-
-  m.def(
-      "whiten_cpu",
-      [](std::uintptr_t codes, std::int64_t layers, std::int64_t n, std::int64_t r,
-         std::uintptr_t whitened, int threads) {
-        const expertsteer::Whiten args{at<const double>(codes), layers, n, r, at<float>(whitened)};
-        py::gil_scoped_release release;
-        return expertsteer::whiten_cpu(args, threads);
-      },
-      py::arg("codes"), py::arg("layers"), py::arg("n"), py::arg("r"), py::arg("whitened"),
-      py::arg("threads"));
-
-  m.def(
-      "log_determinants_cpu",
-      [](std::uintptr_t product, std::int64_t rows, std::int64_t columns, std::int64_t r,
-         std::int64_t s, std::uintptr_t nats, std::uintptr_t smallest, int threads) {
-        const expertsteer::LogDeterminants args{
-            at<const float>(product), rows, columns, r, s, at<double>(nats), at<float>(smallest)};
-        py::gil_scoped_release release;
-        expertsteer::log_determinants_cpu(args, threads);
-      },
-      py::arg("product"), py::arg("rows"), py::arg("columns"), py::arg("r"), py::arg("s"),
-      py::arg("nats"), py::arg("smallest"), py::arg("threads"));
-
-  define_rfm<float>(m, "float32");
-  define_rfm<double>(m, "float64");
-
-  m.def(
-      "max_norm_distances_cpu",
-      [](std::uintptr_t codes, std::uintptr_t out, std::int64_t layers, std::int64_t components,
-         std::int64_t n, std::int64_t first, std::int64_t rows, int threads) {
-        const expertsteer::MaxNormDistances args{reinterpret_cast<const float*>(codes),
-                                                 reinterpret_cast<float*>(out),
-                                                 layers,
-                                                 components,
-                                                 n,
-                                                 first,
-                                                 rows};
-        py::gil_scoped_release release;
-        expertsteer::max_norm_distances_cpu(args, threads);
-      },
-      py::arg("codes"), py::arg("out"), py::arg("layers"), py::arg("components"), py::arg("n"),
-      py::arg("first"), py::arg("rows"), py::arg("threads"));
-
-  m.def(
-      "ksg_counts_cpu",
-      [](std::uintptr_t x, std::uintptr_t y, std::uintptr_t n_x, std::uintptr_t n_y,
-         std::int64_t layers_x, std::int64_t layers_y, std::int64_t rows, std::int64_t n, int k,
-         int variant, int threads) {
-        const expertsteer::KsgCounts args{reinterpret_cast<const float*>(x),
-                                          reinterpret_cast<const float*>(y),
-                                          reinterpret_cast<std::int32_t*>(n_x),
-                                          reinterpret_cast<std::int32_t*>(n_y),
-                                          layers_x,
-                                          layers_y,
-                                          rows,
-                                          n,
-                                          k,
-                                          variant};
-        py::gil_scoped_release release;
-        expertsteer::ksg_counts_cpu(args, threads);
-      },
-      py::arg("x"), py::arg("y"), py::arg("n_x"), py::arg("n_y"), py::arg("layers_x"),
-      py::arg("layers_y"), py::arg("rows"), py::arg("n"), py::arg("k"), py::arg("variant"),
-      py::arg("threads"));
-
-  if (!expertsteer::define_slots(m.ptr())) throw py::error_already_set();
+  if (!define_slots(m.ptr())) throw py::error_already_set();
 
 #ifdef EXPERTSTEER_WITH_CUDA
   m.attr("with_cuda") = true;
-  m.def(
-      "steer_add_cuda",
-      [](std::uintptr_t hidden, int dtype, std::int64_t batch, std::int64_t tokens,
-         std::int64_t width, std::int64_t batch_stride, std::int64_t token_stride,
-         std::uintptr_t delta, std::uintptr_t mask, std::int64_t mask_batch_stride,
-         std::int64_t mask_token_stride, std::uintptr_t stream) {
-        const SteerAdd args =
-            make_steer_add(hidden, dtype, batch, tokens, width, batch_stride, token_stride, delta,
-                           mask, mask_batch_stride, mask_token_stride);
-        const char* error = expertsteer::steer_add_cuda(args, reinterpret_cast<void*>(stream));
-        if (error) throw std::runtime_error(std::string("steer_add_cuda: ") + error);
-      },
-      EXPERTSTEER_STEER_ADD_ARGS, py::arg("stream"));
-  m.def(
-      "steer_cuda",
-      [](const Steer& args, std::uintptr_t stream) {
-        const char* error = expertsteer::steer_cuda(args, at<void>(stream));
-        if (error) throw std::runtime_error(std::string("steer_cuda: ") + error);
-      },
-      py::arg("steer"), py::arg("stream"));
+  m.def("steer_add_cuda", &steer_add_on_cuda, py::arg("hidden"), py::arg("delta"), py::arg("mask"),
+        py::arg("stream"));
+  m.def("steer_cuda", &steer_on_cuda, EXPERTSTEER_STEER_ARGUMENTS, py::arg("stream"));
 #else
   m.attr("with_cuda") = false;
 #endif

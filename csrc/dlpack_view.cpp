@@ -49,8 +49,12 @@ bool set_tensor_type(PyObject* type) {
   return table != nullptr;
 }
 
+bool is_exact_tensor(PyObject* object) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(object)) == tensor_type;
+}
+
 bool is_plain_tensor(PyObject* object) {
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != tensor_type) return false;
+  if (!is_exact_tensor(object)) return false;
   PyObject* recorded = PyObject_GetAttr(object, requires_grad);
   if (!recorded) return false;
   Py_DECREF(recorded);  // True or False, which stay

@@ -14,7 +14,7 @@
 namespace expertsteer {
 
 enum : std::int32_t { kDLCPU = 1, kDLCUDA = 2 };
-enum : std::uint8_t { kDLInt = 0, kDLFloat = 2, kDLBfloat = 4 };
+enum : std::uint8_t { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6 };
 
 struct DLDevice {
   std::int32_t type, id;
@@ -39,6 +39,9 @@ DLDataType dlpack_type(DType dtype);
 
 // Which type's tensors are looked at; true when it offers the table.
 bool set_tensor_type(PyObject* type);
+
+// Of exactly that type: what `view_of` may be asked about.
+bool is_exact_tensor(PyObject* object);
 
 // Of exactly that type, and not recorded by autograd. False with an error set if that failed.
 bool is_plain_tensor(PyObject* object);

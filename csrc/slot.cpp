@@ -8,6 +8,7 @@
 // function, which may do it slowly.
 #include "slot.h"
 
+#include <pybind11/pybind11.h>
 #include <structmember.h>
 
 #include <cstddef>
@@ -15,6 +16,7 @@
 #include "dlpack_view.h"
 #include "passes.h"
 #include "steer.h"
+#include "steer_arguments.h"
 
 namespace expertsteer {
 namespace {
@@ -32,6 +34,7 @@ struct SlotObject {
   DLDataType dtype;
   std::int64_t rows_batch;  // sequences that rows and strengths are given for; 1 serves any number
   Steer args;
+  PyObject* held;  // the tensors that `args` point into
 };
 
 SlotObject* slot_of(PyObject* object) { return reinterpret_cast<SlotObject*>(object); }
@@ -67,9 +70,11 @@ bool steer_quickly(const SlotObject* self, const OpenPass& pass, PyObject* tenso
   if (args.batch * args.tokens * args.width < kReleaseGil) {
     steer_cpu(args);
   } else {
+    PyObject* held = Py_NewRef(self->held);  // another thread may arm the slot anew meanwhile
     Py_BEGIN_ALLOW_THREADS;
     steer_cpu(args);
     Py_END_ALLOW_THREADS;
+    Py_DECREF(held);
   }
   return true;
 }
@@ -120,6 +125,7 @@ int slot_traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(self->original);
   Py_VISIT(self->slowly);
   Py_VISIT(self->passes);
+  Py_VISIT(self->held);
   return 0;
 }
 
@@ -128,6 +134,8 @@ int slot_clear(PyObject* object) {
   Py_CLEAR(self->original);
   Py_CLEAR(self->slowly);
   Py_CLEAR(self->passes);
+  self->armed = false;
+  Py_CLEAR(self->held);
   return 0;
 }
 
@@ -139,52 +147,48 @@ void slot_dealloc(PyObject* object) {
   Py_DECREF(type);
 }
 
-// arm(dtype, device_type, device_id, width, operation, vectors, table, table_stride, inverse_norms,
-//     rows, rows_batch, strengths, gates, gates_batch, thresholds, threads): addresses and sizes
-// that stay as they are until the next arm or disarm.
-PyObject* slot_arm(PyObject* object, PyObject* const* given, Py_ssize_t count) {
-  constexpr int kCount = 16;
-  if (count != kCount) {
-    PyErr_SetString(PyExc_TypeError, "arm takes sixteen integers");
+// arm(dtype, operation, table, inverse_norms, rows, strengths, gates, thresholds, threads): what
+// steers states of that type (the hidden states' place in DType) until the next arm or disarm.
+PyObject* slot_arm(PyObject* object, PyObject* given) {
+  SlotObject* self = slot_of(object);
+  SteerTensors tensors;
+  int dtype, operation, threads;
+  if (!PyArg_ParseTuple(given, "iiOOOOOOi", &dtype, &operation, &tensors.table,
+                        &tensors.inverse_norms, &tensors.rows, &tensors.strengths, &tensors.gates,
+                        &tensors.thresholds, &threads)) {
     return nullptr;
   }
-  std::int64_t n[kCount];
-  for (int i = 0; i < kCount; ++i) n[i] = PyLong_AsLongLong(given[i]);
-  if (PyErr_Occurred()) return nullptr;
-  SlotObject* self = slot_of(object);
-  self->dtype = dlpack_type(static_cast<DType>(n[0]));
-  self->device = DLDevice{static_cast<std::int32_t>(n[1]), static_cast<std::int32_t>(n[2])};
-  self->rows_batch = n[10];
-  Steer& args = self->args;
-  args = Steer{};
-  args.dtype = static_cast<DType>(n[0]);
-  args.width = n[3];
-  args.operation = static_cast<SteerOperation>(n[4]);
-  args.vectors = n[5];
-  args.table = reinterpret_cast<const void*>(n[6]);
-  args.table_stride = n[7];
-  args.inverse_norms = reinterpret_cast<const void*>(n[8]);
-  args.rows = reinterpret_cast<const std::int32_t*>(n[9]);
-  args.rows_stride = n[10] == 1 ? 0 : n[5];
-  args.strengths = reinterpret_cast<const void*>(n[11]);
-  args.strengths_stride = args.rows_stride;
-  args.gates = reinterpret_cast<const std::int32_t*>(n[12]);
-  args.gates_stride = n[13] == 1 ? 0 : 1;
-  args.thresholds = reinterpret_cast<const void*>(n[14]);
-  args.thresholds_stride = args.gates_stride;
-  args.threads = static_cast<int>(n[15]);
+  if (dtype < 0 || dtype > 3) {
+    PyErr_Format(PyExc_ValueError, "dtype must be from 0 to 3, came %d", dtype);
+    return nullptr;
+  }
+  try {
+    const auto type = static_cast<DType>(dtype);
+    const Standing standing = standing_arguments(tensors, type, kAnySize, operation, threads);
+    self->dtype = dlpack_type(type);
+    self->device = standing.device;
+    self->rows_batch = standing.sequences;
+    self->args = standing.args;
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (pybind11::builtin_exception& error) {
+    error.set_error();
+    return nullptr;
+  }
+  Py_XSETREF(self->held, Py_NewRef(given));
   self->armed = true;
   Py_RETURN_NONE;
 }
 
 PyObject* slot_disarm(PyObject* object, PyObject*) {
   slot_of(object)->armed = false;
+  Py_CLEAR(slot_of(object)->held);
   Py_RETURN_NONE;
 }
 
 PyMethodDef slot_methods[] = {
-    {"arm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(slot_arm)), METH_FASTCALL,
-     nullptr},
+    {"arm", slot_arm, METH_VARARGS, nullptr},
     {"disarm", slot_disarm, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -42,11 +42,15 @@ def run_blocks(path, folder, names=None):
     for block in blocks(path):
         if block.reason is not None:
             continue
-        with _inside(folder):
-            where = f"{path.name}:{block.line}"
-            step = _shell if block.language == "sh" else _python
-            printed.append(step(block.code, where, names))
+        printed.append(run_block(block, path.name, folder, names))
     return "\n".join(printed)
+
+
+def run_block(block, page, folder, names):
+    """Run one block in ``folder`` with and into ``names``; returns what it printed."""
+    with _inside(folder):
+        step = _shell if block.language == "sh" else _python
+        return step(block.code, f"{page}:{block.line}", names)
 
 
 @contextmanager

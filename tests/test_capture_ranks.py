@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from expertsteer._ranks import Ranks
 from expertsteer._shards import Shards
 from expertsteer.capturing import Team
 from expertsteer.models import load
+from expertsteer.spread import information_over
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -160,6 +162,30 @@ def test_a_fit_is_the_same_by_any_number_of_ranks(tmp_path):
             torch.testing.assert_close(information.floor, nats.floor)
             torch.testing.assert_close(alignment.encoder_weight, maps.encoder_weight)
             assert alignment.expert_layers == maps.expert_layers
+
+
+def of_few_directions(_):
+    """Expert layers of 6, 3 and 5 directions, so that each rank alone would keep another number."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [
+        torch.randn(64, width, generator=generator) @ torch.randn(width, 8, generator=generator)
+        for width in (6, 3, 5)
+    ]
+    labels = torch.arange(64) % 2
+    expert = es.HiddenStates(torch.stack(layers), labels)
+    target = es.HiddenStates(torch.randn(2, 64, 8, generator=generator), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = information_over(Ranks.here(), expert, target)
+    return found.nats, found.components
+
+
+def test_layers_of_few_directions_are_estimated_alike_by_any_number_of_ranks():
+    nats, components = of_few_directions(None)
+    assert components == 3 and bool(nats.isfinite().all())
+    for found, count in ranks.run(2, of_few_directions, None):
+        assert count == 3
+        torch.testing.assert_close(found, nats)
 
 
 def test_ranks_need_a_folder_to_share():

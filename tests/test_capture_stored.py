@@ -81,8 +81,14 @@ def test_a_folder_holds_what_capture_gives(model, path, whole, tmp_path):
 def test_layers_and_rows_are_read_alone(model, path, tmp_path):
     stored = capture(tmp_path, model, path, layers=[0, 2], dtype="bfloat16", position="mean")
     read = stored.read()
-    assert stored.dtype == torch.bfloat16 and stored.layers == (0, 2) and len(stored) == 2
-    assert torch.equal(stored[1], read.states[1]) and torch.equal(stored.layer(2), read.layer(2))
+    assert (
+        stored.dtype == torch.bfloat16
+        and stored.layers == (0, 2)
+        and len(stored) == len(read) == COUNT
+    )
+    assert torch.equal(stored.states[1], read.states[1]) and torch.equal(
+        stored.layer(2), read.layer(2)
+    )
     assert stored.scale(2) == read.scale(2)
     chosen = [39, 0, 8, 7, -1]
     assert torch.equal(stored.take(chosen).states, read.states[:, chosen])

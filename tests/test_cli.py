@@ -91,6 +91,11 @@ def test_fit_checks_its_health_and_inspect_shows_it_again(world):
     assert done.returncode == 0, done.stderr
     told = "warning: 12 examples, 6 of the rarer label, are too few"
     assert told in done.stdout and "wanted" in done.stdout
+    assert "few" not in done.stderr and "Warning" not in done.stderr  # the table has said it
+    machine = [*fit_arguments(world, out="few"), "--contrast", few, "--pairs", 1, "--null", 0]
+    as_json = run(*machine, "--json")
+    assert told in as_json.stderr and "UserWarning" not in as_json.stderr
+    assert json.loads(as_json.stdout)["metadata"]["health"]["ok"] is False
     again = run("inspect", world / "few").stdout
     assert done.stdout[done.stdout.index("health:") :] == again[again.index("health:") :]
     done = run(*fit_arguments(world, out="unchecked"), "--pairs", 1, "--no-health")

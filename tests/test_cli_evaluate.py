@@ -53,7 +53,7 @@ def test_expert_and_given_vectors_are_reported_together(files, tmp_path):
     done = run(
         *arguments(files, "--expert", files / "expert", "--contrast", files / "contrast.jsonl"),
         *("--method", method, "--report", tmp_path / "out", "--pairs", 1, "--examples", 4),
-        *("--curves", "method", "--seed", 3, "--json"),
+        *("--curves", "method", "--seed", 3, "--json", "--target-layers", "model.layers"),
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -62,6 +62,8 @@ def test_expert_and_given_vectors_are_reported_together(files, tmp_path):
     assert {"unsteered", given, method, "target's own RFM"} <= set(names)
     assert document["method"] == method and list(document["curves"]) == [method]
     assert document["settings"]["command"][:3] == ["expertsteer", "evaluate", "--target"]
+    wrong = run(*arguments(files), "--target-layers", "model.blocks")
+    assert wrong.returncode == 2 and "model.blocks" in wrong.stderr
     assert document["settings"]["seed"] == 3 and len(document["examples"]) == 4
     assert document["pairing"]["effects"] and len(document["pairing"]["pairs"]) == 1
     stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())

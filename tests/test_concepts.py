@@ -84,10 +84,9 @@ def test_only_what_is_missing_is_made(folder, models, tmp_path):
     changed = {n for n, path in vectors.items() if path.stat().st_mtime_ns != times[n]}
     assert changed == {"two"}
     (folder / "four.jsonl").write_text("\n".join(map(json.dumps, rows(3))))
-    assert [e["name"] for e in fit(folder, models, tmp_path / "out")["concepts"]] == [
-        "four",
-        *sorted(NAMES),
-    ]
+    with pytest.warns(es.HealthWarning, match="^concept four: directions from two halves"):
+        again = fit(folder, models, tmp_path / "out")["concepts"]
+    assert [entry["name"] for entry in again] == ["four", *sorted(NAMES)]
     assert all(path.stat().st_mtime_ns == times[n] for n, path in vectors.items() if n != "two")
 
 
@@ -123,14 +122,32 @@ def test_a_concept_that_cannot_be_fitted_leaves_the_others(models, tmp_path):
     "contrasts, reason",
     [
         ({}, "there is no contrast set"),
-        ({"a/b": es.ContrastSet.from_texts(["a", "b"], [0, 1])}, "names that folders can have"),
-        ({"a": ["text"]}, "must be contrast sets by names"),
+        *(
+            ({name: es.ContrastSet.from_texts(["a", "b"], [0, 1])}, reason)
+            for name, reason in {
+                "a/b": "the concept becomes the name of a file or folder.*separator",
+                "..": "the one above",
+                "": "must not be empty",
+                "a\0": "control characters",
+                3: "not int",
+                "captures": "stands for something else",
+            }.items()
+        ),
+        ({"a": ["text"]}, "must be contrast sets by name"),
         ("nowhere", "contrasts must be a folder, there is none at nowhere"),
     ],
 )
 def test_no_contrast_sets_is_an_error(models, tmp_path, contrasts, reason):
     with pytest.raises(es.ContrastSetError, match=reason):
         fit(contrasts, models, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["...jsonl", "index.json.jsonl", " .jsonl"])
+def test_a_file_whose_concept_could_not_have_a_folder_is_refused(folder, models, tmp_path, name):
+    (folder / name).write_text("\n".join(map(json.dumps, rows(0))))
+    with pytest.raises(es.ContrastSetError, match="contrasts: "):
+        fit(folder, models, tmp_path / "out")
+    assert not list(tmp_path.glob("steering_vectors*")) and not (tmp_path / "out").exists()
 
 
 def test_two_files_of_one_name_are_refused(folder, models, tmp_path):

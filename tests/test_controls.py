@@ -8,7 +8,15 @@ import torch
 
 import expertsteer as es
 from expertsteer import report
-from expertsteer.baselines import DEFAULT, METHODS, OWN, Fitting, fit_methods, random_directions
+from expertsteer.baselines import (
+    DEFAULT,
+    METHODS,
+    OWN,
+    SHUFFLED,
+    Fitting,
+    fit_methods,
+    random_directions,
+)
 from expertsteer.calibrate import BudgetError, calibrated
 from expertsteer.comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
 from expertsteer.evaluate import choice_probabilities, mean_loss
@@ -278,3 +286,55 @@ def test_bad_input_is_named(world, change, named):
     neutral, score = options.pop("neutral"), options.pop("score")
     with pytest.raises(ValueError, match=named):
         es.compare(target, expert, own, score, neutral, tokenizer, **options)
+
+
+def test_captures_on_disk_are_compared_like_those_in_memory(world, tmp_path):
+    target, tokenizer, (own, expert, _) = world
+    stored = []
+    for name, states in (("expert", expert), ("own", own)):
+        states.save_pretrained(tmp_path / name)
+        stored.append(es.HiddenStates.open(tmp_path / name))
+    methods = [SHUFFLED, DEFAULT, "target's own mean difference"]
+    options = {"methods": methods, "random": 1, "budget": BUDGET, "progress": False}
+    in_memory, on_disk = (
+        es.compare(target, *sides, Scorer(target, tokenizer), NEUTRAL, tokenizer, **options)
+        for sides in ((expert, own), stored)
+    )
+    assert [row.to_dict() for row in on_disk.rows] == [row.to_dict() for row in in_memory.rows]
+
+
+def test_a_list_of_layers_that_has_to_be_named_is_steered_where_it_is(world):
+    target, tokenizer, (own, expert, _) = world
+    options = {"methods": [DEFAULT], "random": 1, "budget": BUDGET, "progress": False}
+    plain = es.compare(
+        target, expert, own, Scorer(target, tokenizer), NEUTRAL, tokenizer, **options
+    )
+    twice = build("llama", layers=2).eval()
+    # As many layers again, which never run: the list cannot be found by itself.
+    twice.model.spare = torch.nn.ModuleList(build("llama", layers=2).model.layers)
+    arguments = (twice, expert, own, Scorer(twice, tokenizer), NEUTRAL, tokenizer)
+    with pytest.raises(ValueError, match="expected exactly one .*decoder_layers=..."):
+        es.compare(*arguments, **options)
+    named = es.compare(*arguments, decoder_layers="model.layers", **options)
+    assert [row.to_dict() for row in named.rows] == [row.to_dict() for row in plain.rows]
+
+
+def test_a_prompts_price_pairs_the_texts_that_are_measured(world):
+    target, tokenizer, (own, *_) = world
+    bare = tiny_tokenizer(bos=False)
+    short = [NEUTRAL[0], NEUTRAL[1], "w3", "w4", NEUTRAL[2], NEUTRAL[3]]  # of one token each
+    prompt = "w1 w2 "
+    options = {
+        "methods": ["target's own mean difference"],
+        "random": 1,
+        "prompts": [prompt],
+        "measure": "perplexity_ratio",
+        "budget": 50.0,
+        "progress": False,
+    }
+    with_short, without = (
+        es.compare(target, None, own, Scorer(target, bare), texts, bare, **options)
+        for texts in (short, NEUTRAL)
+    )
+    rows = [made.row(PROMPT) for made in (with_short, without)]
+    assert rows[0].divergence == rows[1].divergence and rows[0].extra_tokens == 2

@@ -1,12 +1,18 @@
 """Every command and piece of Python in README and docs is run word for word, or says why not."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
-from documents import FENCE, blocks, run_blocks
+import expertsteer as es
+from command import run
+from documents import FENCE, blocks, run_block, run_blocks
 from expertsteer.export.families import families_table
+from steering import llama, tokens, vectors
+from tiny_tokenizer import sentence, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -61,6 +67,61 @@ def test_most_of_what_is_shown_is_run():
     found = [block for page in (README, *PAGES) for block in blocks(page)]
     assert sum(block.reason is None for block in found) >= 12
     assert all(block.reason is None or len(block.reason) > 8 for block in found)
+
+
+def yours():
+    """What a reader has at hand where a page says "a model of yours"."""
+    X, X_huge = torch.randn(60, 8), torch.randn(80, 4)
+    labels = {name: (values[:, 0] > 0).float() for name, values in (("", X), ("_huge", X_huge))}
+    return {
+        "es": es,
+        "model": llama(vocab_size=64),
+        "tokenizer": tiny_tokenizer(),
+        "vectors": vectors((1,)),
+        "math": vectors((1,), seed=1),
+        "medicine": vectors((2,), seed=2),
+        "batch_of_three": {"input_ids": tokens(3), "max_new_tokens": 2},
+        "neutral_texts": [sentence(6, seed=i) for i in range(3)],
+        "X": X[:40],
+        "X_val": X[40:50],
+        "X_new": X[50:],
+        "X_huge": X_huge,
+        "y": labels[""][:40],
+        "y_val": labels[""][40:50],
+        "y_new": labels[""][50:],
+        "y_huge": labels["_huge"],
+    }
+
+
+LEFT_OUT = [(page, b) for page in (README, *PAGES) for b in blocks(page) if b.reason is not None]
+
+
+@pytest.mark.parametrize(
+    ("page", "block"),
+    [
+        one
+        for one in LEFT_OUT
+        if one[1].language == "python" and one[1].reason != "needs an account"
+    ],
+    ids=lambda one: getattr(one, "name", getattr(one, "line", None)),
+)
+def test_what_needs_models_of_yours_runs_with_small_ones(page, block, tmp_path):
+    run_block(block, page.name, tmp_path, yours())
+
+
+def test_commands_that_are_not_run_have_the_options_they_show():
+    known = {}
+    for page, block in LEFT_OUT:
+        for line in block.code.replace("\\\n", " ").splitlines() if block.language == "sh" else ():
+            words = shlex.split(line, comments=True)
+            if "expertsteer" not in words:
+                continue
+            command, *rest = words[words.index("expertsteer") + 1 :]
+            if command not in known:
+                known[command] = run(command, "--help").stdout
+            for option in rest:
+                assert option[:2] != "--" or option in known[command], f"{page.name}: {line}"
+    assert {"capture", "fit", "evaluate"} <= set(known)
 
 
 def test_the_table_of_families_is_the_programs_own():

@@ -215,6 +215,36 @@ def test_perplexity_has_the_price_on_neutral_text(world):
     assert shown["neutral"] > 1
 
 
+def test_texts_too_short_for_a_loss_are_left_out_of_every_list(world):
+    target, _, (_, own), _ = world
+    bare = tiny_tokenizer(bos=False)
+    task = es.Perplexity.from_texts([sentence(6 + i % 4, seed=i) for i in range(12)])
+    short = [NEUTRAL[0], "w3", NEUTRAL[2], NEUTRAL[1], NEUTRAL[0], NEUTRAL[3]]  # every second one
+    options = {"methods": list(OWN)[:1], "prompts": ["w1 w2 "], "random": 1, "budget": BUDGET}
+    made = es.evaluate(
+        *(target, bare, task, None, own, short), **options, curves=False, progress=False
+    )
+    for name, prompt in ((UNSTEERED, ""), ("prompt before the text", "w1 w2 ")):
+        kept = [NEUTRAL[1], NEUTRAL[3]]
+        tokens = torch.tensor([len(bare(t)["input_ids"]) - 1 for t in kept])
+        losses = mean_loss(target, bare, kept, context=prompt)
+        expected = float((losses * tokens).sum() / tokens.sum())
+        row = made.comparison.row(name)
+        assert row.prices["neutral loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_named_list_of_layers_reaches_every_part_of_an_evaluation(world):
+    _, tokenizer, (expert, own), task = world
+    target = build("llama", layers=2).eval()
+    target.model.spare = torch.nn.ModuleList(build("llama", layers=2).model.layers)
+    options = {"methods": [DEFAULT], "random": 1, "examples": 2, "progress": False}
+    arguments = (target, tokenizer, task, expert, own, NEUTRAL)
+    made = es.evaluate(*arguments, decoder_layers="model.layers", **options)
+    assert made.curves[DEFAULT] and made.settings["target"]["num_layers"] == 2
+    with pytest.raises(ValueError, match="decoder_layers=..."):
+        es.evaluate(*arguments, **options)
+
+
 def test_what_was_left_out_is_counted(world):
     long = [sentence(80, seed=1), *NEUTRAL]
     task = es.MultipleChoice.from_rows([*rows(), rows(1)[0] | {"question": sentence(70)}])

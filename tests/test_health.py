@@ -196,7 +196,8 @@ def test_the_aligner_is_judged_on_rows_it_has_not_seen(make_states):
 
 
 def test_it_is_saved_with_the_vectors_and_shown_again(captures, healthy, tmp_path):
-    pipeline, vectors = fitted(*shuffled(*captures))
+    with pytest.warns(es.HealthWarning):
+        pipeline, vectors = fitted(*shuffled(*captures))
     vectors.save_pretrained(tmp_path)
     loaded = es.SteeringVectors.from_pretrained(tmp_path)
     kept = es.Health.from_dict(loaded.metadata["health"])
@@ -226,6 +227,7 @@ def test_it_can_be_left_out(captures):
 
 
 @pytest.mark.parametrize("method", ["mean_difference", "pca"])
+@pytest.mark.filterwarnings("ignore::expertsteer.HealthWarning")  # said below
 def test_other_directions_are_refitted_by_their_own_method(captures, method):
     found = fitted(*captures, direction=method)[0].health_
     assert all(p.share is None and p.validation_auc is None for p in found.pairs)

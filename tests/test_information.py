@@ -8,7 +8,7 @@ import torch
 import expertsteer as es
 from expertsteer import ops
 from expertsteer._gaussian import gaussian_bias
-from expertsteer._projection import centre, components
+from expertsteer._projection import Wanted, centre, components
 from planted import gaussian_pair, hidden_in_thousands
 
 
@@ -105,7 +105,7 @@ def test_the_bias_is_the_wishart_mean():
         (lambda x, y: (x[:, :5], y), "over the same N examples"),
         (lambda x, y: (x[:, :6], y[:, :6]), "at least 8 examples, came 6"),
         (lambda x, y: (x * float("nan"), y), r"x\[0\] must be finite"),
-        (lambda x, y: (x * 0, y), "constant or"),
+        (lambda x, y: (x * 0, y), "is constant: the states of all examples coincide"),
     ],
 )
 def test_bad_states_are_refused(make_states, change, message):
@@ -230,7 +230,7 @@ def test_layers_may_come_one_by_one(make_states):
         ([], "x holds no layer"),
         (torch.zeros(80, 4), r"x must be \[layers, N, width\]"),
         (iter([1]), "give the states .* by index"),
-        ([torch.full((80, 4), 0.1)], r"x\[0\] is constant or varies in only 0 directions"),
+        ([torch.full((80, 4), 0.1)], r"x\[0\] is constant"),
         ([torch.randn(80, 1).expand(80, 4)], r"varies in only 1 directions, fewer than the 3"),
         ([torch.full((80, 4), float("nan"))], r"x\[0\] must be finite.*320 of 320"),
     ],
@@ -246,7 +246,7 @@ def test_components_are_orthonormal_and_hold_the_variance(rows, width, rank):
     scales = torch.arange(1, rank + 1).pow(-0.5)
     states = (torch.randn(rows, rank) * scales) @ torch.randn(rank, width) + 3
     centred, mean = centre(states)
-    axes = components(centred, mean, 16, "layer")
+    axes = components(centred, mean, Wanted(16, True), centred, "layer")
     torch.testing.assert_close(axes @ axes.mT, torch.eye(16), rtol=0, atol=1e-4)
     best = torch.linalg.svdvals(centred.double())[:16].square()
     held = (centred @ axes.mT).double().square().sum(dim=0)
@@ -259,7 +259,8 @@ def test_components_are_orthonormal_and_hold_the_variance(rows, width, rank):
 def test_components_of_steep_spectra_are_each_found(decay, rows, width):
     scales = decay ** torch.arange(250).double()
     left, right = (torch.linalg.qr(torch.randn(m, 250).double()).Q for m in (rows, width))
-    axes = components((left * scales @ right.mT).float(), torch.zeros(width), 32, "layer").double()
+    rows = (left * scales @ right.mT).float()
+    axes = components(rows, torch.zeros(width), Wanted(32, True), rows, "layer").double()
     torch.testing.assert_close(axes @ axes.mT, torch.eye(32).double(), rtol=0, atol=1e-5)
     kept = (axes @ right[:, :32]).square().sum(dim=0)  # of every true axis
     assert float(kept.min()) > 0.99

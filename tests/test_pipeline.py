@@ -1,6 +1,7 @@
 """The four steps in one call, on models that share nothing but the texts."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -94,12 +95,45 @@ def test_the_result_steers_the_target_and_tells_where_it_came_from(contrast, mod
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore::expertsteer.HealthWarning")  # some of them are poor choices
 def test_every_setting_reaches_its_step(contrast, models, settings):
     pipeline, vectors = fit(contrast, models, pairs=1, **settings)
     assert pipeline.pairing_.rule == settings.get("rule", "lowest")
     assert vectors.metadata["method"] == settings.get("direction", "rfm")
     assert vectors.metadata["alignment"]["method"] == settings.get("method", "autoencoder")
     assert vectors.metadata["position"] == settings.get("position", "last")
+
+
+def test_what_is_wrong_with_a_fit_is_told_in_python_in_the_words_of_its_metadata(contrast, models):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, 2, (len(contrast),), generator=generator).tolist()
+    labels = es.ContrastSet.from_texts([e.text for e in contrast], drawn)
+    with pytest.warns(es.HealthWarning) as told:
+        pipeline, vectors = fit(labels, models, pairs=2)
+    assert [str(w.message) for w in told] == list(pipeline.health_.warnings)
+    assert [str(w.message) for w in told] == vectors.metadata["health"]["warnings"]
+    assert any("check the labels" in str(w.message) for w in told)
+    assert {w.filename for w in told} == {__file__}  # the user's own line
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(labels, models, pairs=2, health=False)
+        assert fit(contrast, models, pairs=2)[0].health_.ok
+
+
+def test_duplicates_are_named_and_the_fit_goes_on_with_the_components_there_are(contrast, models):
+    texts, labels = [e.text for e in contrast][:20], [e.label for e in contrast][:20]
+    often = es.ContrastSet.from_texts(texts * 12, labels * 12)  # 30 components by default
+    with pytest.warns(UserWarning) as told:
+        pipeline, vectors = fit(often, models, pairs=1)
+    said = [str(w.message) for w in told]
+    (fewer,) = [text for text in said if "estimated with" in text]
+    count = pipeline.information_.components
+    assert 8 <= count < 20 and f"varies in only {count} directions" in fewer
+    assert "rows 0, 20, 40, 60 and 8 more are copies" in fewer
+    assert any("near-copies (rows" in text for text in pipeline.health_.warnings)
+    assert all(bool(v.isfinite().all()) for v in vectors.vectors.values())
+    with pytest.raises(ValueError, match="fewer than the 24 components asked for, .* are copies"):
+        fit(often, models, pairs=1, components=24)
 
 
 def test_saved_and_loaded_vectors_steer_alike(contrast, models, tmp_path):

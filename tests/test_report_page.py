@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from expertsteer import report_page
+from expertsteer._numbers import number
 from expertsteer.comparison import Comparison, ComparisonRow
 from expertsteer.evaluation import CurvePoint, Evaluation, Example
 from expertsteer.pairing import LayerPairing
 from expertsteer.report_page import markdown_table, write_report
-from expertsteer.report_page.words import number
 from expertsteer.statistics import Interval, PairedTest
 
 pytest.importorskip("matplotlib")

@@ -17,7 +17,7 @@ def test_stored_layers_give_what_states_in_memory_give(make_states, tmp_path, es
     target.save_pretrained(tmp_path / "target")
     stored = [es.HiddenStates.open(tmp_path / name) for name in ("expert", "target")]
     assert stored[0].shape == (3, 80, 12) and stored[1].layers == (0, 1)
-    assert torch.equal(stored[0][2], expert.states[2])
+    assert torch.equal(stored[0].states[2], expert.states[2]) and len(stored[0]) == len(expert)
     found = es.mutual_information(*stored, estimator)
     assert torch.equal(found, es.mutual_information(expert, target, estimator))
 
@@ -100,5 +100,5 @@ def test_memory_does_not_grow_with_the_number_of_layers(files, estimator):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux reports it")
 def test_saved_captures_are_streamed_too(files):
     saved = str(files / "saved")
-    sources = f"[es.HiddenStates.open({saved!r}) for _ in range(2)]"
+    sources = f"[es.HiddenStates.open({saved!r}).states for _ in range(2)]"
     assert grown(sources, "gaussian") < 100 * 2**20 < 4 * LAYERS * EXAMPLES * WIDTH

@@ -237,6 +237,13 @@ ROWS = [
     ("generation", {"prompt": "w1"}, "line 2: 'answer' missing"),
     ("generation", {"prompt": "w1", "answer": []}, "'answer' must be a text or a list"),
     ("next-token", {"prompt": "w1", "answer": 3}, "'answer' must be a text"),
+    (
+        "next-token",
+        {"prompt": "w1", "answer": 1, "choices": {"text": ["w2", "w3"], "label": ["A", "B"]}},
+        "'choices' must be a list of two or more texts, came {'text'",
+    ),
+    ("next-token", {"prompt": "w1", "answer": 1, "choices": "w2"}, "'choices' must be a list"),
+    ("next-token", {"prompt": "w1", "answer": 2, "choices": ["w2", "w3"]}, "from 0 to 1, came 2"),
     ("perplexity", {"answer": "w1"}, "expected one of 'text' or 'prompt', came none"),
 ]
 GOOD = {
@@ -283,6 +290,20 @@ def test_empty_and_missing_files_are_named(tmp_path, kind):
         load_task(path, kind)
     with pytest.raises(TaskError, match="there is none at"):
         load_task(tmp_path / "missing.jsonl", kind)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, "there is none at"), (b"", "holds no text"), (b"\xff\xfe", "no UTF-8 text")],
+)
+def test_a_text_file_that_cannot_be_read_is_named(tmp_path, content, named):
+    path = tmp_path / "texts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TaskError, match=f"(?s)(texts.txt.*{named}|{named}.*texts.txt)"):
+        load_task(path, "perplexity")
+    with pytest.raises(TaskError, match="task must name a JSON-lines file, came None"):
+        load_task(None)
 
 
 def test_perplexity_reads_texts_one_a_line(tmp_path):

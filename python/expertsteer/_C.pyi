@@ -1,101 +1,41 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 with_cuda: bool
 
-def steer_add_cpu(
-    hidden: int,
-    dtype: int,
-    batch: int,
-    tokens: int,
-    width: int,
-    batch_stride: int,
-    token_stride: int,
-    delta: int,
-    mask: int,
-    mask_batch_stride: int,
-    mask_token_stride: int,
-) -> None: ...
-
-class Steer:
-    """One call of `steer_cpu` or `steer_cuda`: the struct of csrc/steer.h.
-
-    A pair is a pointer and a stride in elements: between the rows of the table, else between
-    sequences (0 where all share one entry).
-    """
-
-    def __init__(
-        self,
-        hidden: int,
-        dtype: int,
-        shape: tuple[int, int, int],
-        strides: tuple[int, int, int],
-        operation: int,
-        vectors: int,
-        table: tuple[int, int],
-        inverse_norms: int,
-        rows: tuple[int, int],
-        strengths: tuple[int, int],
-        mask: int,
-        mask_strides: tuple[int, int],
-        gates: tuple[int, int],
-        thresholds: tuple[int, int],
-        threads: int,
-    ) -> None: ...
-
-def steer_cpu(steer: Steer) -> None: ...
-def max_norm_distances_cpu(
-    codes: int,
-    out: int,
-    layers: int,
-    components: int,
-    n: int,
-    first: int,
-    rows: int,
+# A tensor of another type, shape, layout or device than the kernel assumes is a ValueError that
+# names the argument. `bindings.cpp` says what each assumes; outputs are written in place.
+def steer_add_cpu(hidden: Tensor, delta: Tensor, mask: Tensor | None) -> None: ...
+def steer_cpu(
+    hidden: Tensor,
+    table: Tensor,
+    rows: Tensor,
+    strengths: Tensor,
+    mask: Tensor | None,
+    operation: int,
+    gates: Tensor | None,
+    thresholds: Tensor | None,
+    inverse_norms: Tensor | None,
     threads: int,
 ) -> None: ...
+def max_norm_distances_cpu(codes: Tensor, out: Tensor, first: int, threads: int) -> None: ...
 def ksg_counts_cpu(
-    x: int,
-    y: int,
-    n_x: int,
-    n_y: int,
-    layers_x: int,
-    layers_y: int,
-    rows: int,
-    n: int,
-    k: int,
-    variant: int,
-    threads: int,
+    x: Tensor, y: Tensor, n_x: Tensor, n_y: Tensor, k: int, variant: int, threads: int
 ) -> None: ...
-def whiten_cpu(codes: int, layers: int, n: int, r: int, whitened: int, threads: int) -> bool: ...
-def log_determinants_cpu(
-    product: int,
-    rows: int,
-    columns: int,
-    r: int,
-    s: int,
-    nats: int,
-    smallest: int,
-    threads: int,
-) -> None: ...
+def whiten_cpu(codes: Tensor, whitened: Tensor, threads: int) -> bool: ...
+def log_determinants_cpu(product: Tensor, nats: Tensor, smallest: Tensor, threads: int) -> None: ...
 
-# The passes of csrc/rfm.h, each in single and in double precision.
-def median_distance_float32(gram: int, n: int, threads: int) -> float: ...
-def median_distance_float64(gram: int, n: int, threads: int) -> float: ...
-def laplace_float32(
-    gram: int, n: int, bandwidth: float, eps: float, kernel: int, weights: int, threads: int
+# The passes of csrc/rfm.h over one matrix, in single or in double precision as it is.
+def median_distance(gram: Tensor, threads: int) -> float: ...
+def laplace(
+    gram: Tensor, bandwidth: float, eps: float, kernel: Tensor, weights: Tensor | None, threads: int
 ) -> None: ...
-def laplace_float64(
-    gram: int, n: int, bandwidth: float, eps: float, kernel: int, weights: int, threads: int
+def gradient_transform(
+    weights: Tensor, alpha: Tensor, transform: Tensor, sums: Tensor, threads: int
 ) -> None: ...
-def gradient_transform_float32(
-    weights: int, alpha: int, n: int, transform: int, sums: int, threads: int
-) -> None: ...
-def gradient_transform_float64(
-    weights: int, alpha: int, n: int, transform: int, sums: int, threads: int
-) -> None: ...
-def mirror_lower_float32(matrix: int, n: int, threads: int) -> None: ...
-def mirror_lower_float64(matrix: int, n: int, threads: int) -> None: ...
+def mirror_lower(matrix: Tensor, threads: int) -> None: ...
 
 # csrc/slot.cpp: what stands in the place of a layer's forward.
 class Passes:
@@ -104,11 +44,7 @@ class Passes:
         steers: bool,
         batch: int,
         tokens: int,
-        mask: int,
-        mask_batch_stride: int,
-        mask_token_stride: int,
-        mask_device_type: int,
-        mask_device_id: int,
+        mask: Tensor | None,
         /,
     ) -> int: ...
     def close(self) -> int: ...
@@ -131,7 +67,19 @@ class Slot:
     serial: int
     def __init__(self, original: Callable, slowly: Callable, passes: Passes, /) -> None: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-    def arm(self, *numbers: int) -> None: ...
+    def arm(
+        self,
+        dtype: int,
+        operation: int,
+        table: Tensor,
+        inverse_norms: Tensor | None,
+        rows: Tensor,
+        strengths: Tensor,
+        gates: Tensor | None,
+        thresholds: Tensor | None,
+        threads: int,
+        /,
+    ) -> None: ...
     def disarm(self) -> None: ...
 
 def set_traced_call(type: type, function: Callable, /) -> None: ...
@@ -139,18 +87,16 @@ def use_tensor_type(type: type, /) -> bool: ...
 def all_finite(tensor: Any, /) -> bool | None: ...
 
 # Present only where `with_cuda` is true.
-def steer_add_cuda(
-    hidden: int,
-    dtype: int,
-    batch: int,
-    tokens: int,
-    width: int,
-    batch_stride: int,
-    token_stride: int,
-    delta: int,
-    mask: int,
-    mask_batch_stride: int,
-    mask_token_stride: int,
+def steer_add_cuda(hidden: Tensor, delta: Tensor, mask: Tensor | None, stream: int) -> None: ...
+def steer_cuda(
+    hidden: Tensor,
+    table: Tensor,
+    rows: Tensor,
+    strengths: Tensor,
+    mask: Tensor | None,
+    operation: int,
+    gates: Tensor | None,
+    thresholds: Tensor | None,
+    inverse_norms: Tensor | None,
     stream: int,
 ) -> None: ...
-def steer_cuda(steer: Steer, stream: int) -> None: ...

@@ -34,6 +34,7 @@ _PUBLIC = {
     "Calibration": "calibrate",
     "Comparison": "comparison",
     "Health": "health",
+    "HealthWarning": "health",
     "compare": "controls",
     "Evaluation": "evaluation",
     "Generation": "tasks",
@@ -71,6 +72,7 @@ __all__ = [
     "Gate",
     "Generation",
     "Health",
+    "HealthWarning",
     "HiddenStates",
     "LayerPair",
     "LayerPairing",
@@ -131,7 +133,7 @@ if TYPE_CHECKING:
     from .controls import compare
     from .evaluation import Evaluation
     from .fit import fit_vectors
-    from .health import Health
+    from .health import Health, HealthWarning
     from .information import mutual_information
     from .models import capture
     from .pair import pair_layers

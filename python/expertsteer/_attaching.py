@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._bank import Gate
 from ._given_positions import Positions
+from ._tensors import as_tensor
 from .ops import STEER_OPERATIONS
 from .vectors import STORED, SteeringVectors
 
@@ -121,7 +122,7 @@ def checked_prompt_length(length: Any) -> int | Tensor | None:
     """A number of tokens, ``[batch]`` of them as int64, or ``None``."""
     if length is None or (type(length) is int and length >= 0):
         return length
-    lengths = torch.as_tensor(length) if isinstance(length, (list, tuple, Tensor)) else None
+    lengths = as_tensor(length) if isinstance(length, (list, tuple, Tensor)) else None
     whole = lengths is not None and not (lengths.is_floating_point() or lengths.is_complex())
     if not whole or lengths.ndim != 1 or bool((lengths < 0).any()):
         raise ValueError(

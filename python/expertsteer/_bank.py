@@ -135,8 +135,8 @@ class Bank:
         return buffers.strengths[0] @ buffers.table[buffers.rows[0].long()]
 
     def _everyone(self) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(1, len(self.experts) + 1, dtype=torch.int32).unsqueeze(0)
-        return rows, torch.ones(rows.shape, dtype=torch.float64)
+        rows = torch.arange(1, len(self.experts) + 1, dtype=torch.int32, device="cpu").unsqueeze(0)
+        return rows, torch.ones(rows.shape, dtype=torch.float64, device="cpu")
 
     def _chosen(
         self, choice: Sequence[Any], strengths: Sequence[float] | None
@@ -155,8 +155,8 @@ class Bank:
                 f"{len(strengths)}"
             )
         most = max(1, *(len(w) for w in weights))
-        rows = torch.zeros(len(weights), most, dtype=torch.int32)
-        factors = torch.zeros(len(weights), most, dtype=torch.float64)
+        rows = torch.zeros(len(weights), most, dtype=torch.int32, device="cpu")
+        factors = torch.zeros(len(weights), most, dtype=torch.float64, device="cpu")
         for b, (own, strength) in enumerate(zip(weights, strengths)):
             for s, (row, weight) in enumerate(own.items()):
                 rows[b, s], factors[b, s] = row, weight * float(strength)
@@ -216,7 +216,7 @@ class Bank:
     def _contents(self, layer: int, wide: torch.dtype) -> Buffers:
         from .ops.reference_steer import inverse_norms
 
-        table = torch.zeros(len(self.experts) + 1, self.width, dtype=wide)
+        table = torch.zeros(len(self.experts) + 1, self.width, dtype=wide, device="cpu")
         for row, vectors in enumerate(self.experts.values(), start=1):
             if layer in vectors.vectors:
                 table[row] = vectors.displacement(layer)
@@ -224,9 +224,9 @@ class Bank:
         if self.gate is not None:
             direction = self.gate.vectors.vectors[layer].to(table)
             table = torch.cat([table, direction.unsqueeze(0)])
-            gates = torch.tensor([len(table) - 1], dtype=torch.int32)
+            gates = torch.tensor([len(table) - 1], dtype=torch.int32, device="cpu")
             scale = self.gate.vectors.scales[layer]
-            thresholds = torch.tensor([self.gate.threshold * scale], dtype=wide)
+            thresholds = torch.tensor([self.gate.threshold * scale], dtype=wide, device="cpu")
         strengths = self.strength * self.factors
         if self.operation == "clamp":  # the component becomes strength * scale * |vector|
             strengths = strengths * table[self.rows.long()].double().norm(dim=-1)

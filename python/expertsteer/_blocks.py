@@ -61,7 +61,10 @@ class BlockReader:
         self._found.clear()
         self._copies: dict[Any, Tensor] = {}
         self._mask = mask
-        self._tokens = None if self._kept is None else torch.tensor([self._kept[i] for i in batch])
+        self._tokens = None
+        if self._kept is not None:
+            tokens = [self._kept[i] for i in batch]
+            self._tokens = torch.tensor(tokens, dtype=torch.int64, device="cpu")
         yield
         self._store(batch)
 
@@ -120,7 +123,7 @@ class BlockReader:
                 "where hooks are not called; capture the uncompiled model, or name another list "
                 "of layers with decoder_layers=..."
             )
-        rows = torch.tensor(batch)
+        rows = torch.tensor(batch, dtype=torch.int64, device="cpu")
         for place, layer in enumerate(self._layers):
             state = self._found[layer].to("cpu", self._dtype)  # [B, D]
             if self.states is None:

@@ -21,11 +21,13 @@ class Choice:
     def at_random(self, seed: int) -> list[tuple[int, int]]:
         rows, columns = self.matrix.shape
         generator = torch.Generator().manual_seed(seed)
-        targets = torch.randperm(columns, generator=generator)[: self.k].tolist()
+        targets = torch.randperm(columns, generator=generator, device="cpu")[: self.k].tolist()
         if self.unique_experts:
-            experts = torch.randperm(rows, generator=generator)[: self.k].tolist()
+            experts = torch.randperm(rows, generator=generator, device="cpu")[: self.k].tolist()
         else:
-            experts = [int(torch.randint(rows, (), generator=generator)) for _ in targets]
+            experts = [
+                int(torch.randint(rows, (), generator=generator, device="cpu")) for _ in targets
+            ]
         return list(zip(experts, targets))
 
     def in_order(self, rule: str) -> list[tuple[int, int]]:
@@ -53,7 +55,7 @@ class Choice:
         return listed
 
     def _enough(self, listed: list[tuple[int, int]]) -> bool:
-        allowed = torch.zeros(self.matrix.shape, dtype=torch.bool)
+        allowed = torch.zeros(self.matrix.shape, dtype=torch.bool, device="cpu")
         for e, t in listed:
             allowed[e, t] = True
         if not self.unique_experts:
@@ -96,11 +98,12 @@ class Choice:
         size = rows + columns - self.k
         # Later layers cost a little more, and crossed pairs more than parallel ones (by the
         # products); all k pairs together cost less than the tolerance.
-        e, t = torch.arange(rows, dtype=cost.dtype)[:, None], torch.arange(columns)
+        e, t = (torch.arange(n, dtype=cost.dtype, device="cpu") for n in (rows, columns))
+        e = e[:, None]
         later = (e + t + 1 - e * t / (rows * columns)) / (rows + columns)
         cost = cost + self.tolerance * later / self.k
         barred = (float(cost.abs().max()) + 1) * 4 * size
-        square = torch.zeros(size, size, dtype=cost.dtype)
+        square = torch.zeros(size, size, dtype=cost.dtype, device="cpu")
         square[:rows, :columns] = torch.where(allowed, cost, barred)
         square[rows:, columns:] = barred
         pairs = zip(*(indices.tolist() for indices in linear_sum_assignment(square.numpy())))

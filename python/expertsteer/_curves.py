@@ -9,7 +9,6 @@ from ._equal_price import Bench, Chosen
 from ._progress import progress as shown
 from .comparison import UNSTEERED, Comparison, ComparisonRow
 from .evaluation import CurvePoint
-from .steer import attach
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 
@@ -44,7 +43,7 @@ def _points(
     unsteered: ComparisonRow,
     fractions: Sequence[float],
 ):
-    with attach(bench.model, chosen.vectors, strength=1.0, mode="slot") as steering:
+    with bench.attached(chosen.vectors, strength=1.0, mode="slot") as steering:
         steering.watch = False  # outputs that are not finite cost more than anything
         for fraction in sorted(fractions):
             strength = fraction * chosen.strength

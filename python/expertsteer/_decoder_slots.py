@@ -248,13 +248,8 @@ class OpenPass:
         self.steering, self.chosen, self.shape = steering, chosen, shape
         self.here = steering.current
         self.outer, self.here.opened = self.here.opened, self
-        if chosen is True or chosen is False:
-            self.serial = steering.passes.open(chosen, *shape, 0, 0, 0, 0, 0)
-        else:
-            device = chosen.device
-            kind = {"cpu": 1, "cuda": 2}.get(device.type, 0)
-            where = chosen.data_ptr(), *chosen.stride(), kind, device.index or 0
-            self.serial = steering.passes.open(True, *shape, *where)
+        mask = chosen if isinstance(chosen, Tensor) else None
+        self.serial = steering.passes.open(chosen is not False, *shape, mask)
         if steering.regional:
             steering.traced.mask = self.mask
 
@@ -263,7 +258,11 @@ class OpenPass:
         """As operations take it: ``None`` for every token."""
         if self.chosen is True:
             return None
-        return torch.zeros(self.shape, dtype=torch.bool) if self.chosen is False else self.chosen
+        return (
+            torch.zeros(self.shape, dtype=torch.bool, device="cpu")
+            if self.chosen is False
+            else self.chosen
+        )
 
     def close(self) -> None:
         """Done, with what ran in it in ``ran``."""

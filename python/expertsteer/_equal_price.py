@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._encoding import behind_prompt
 from ._neutral import Divergence, NeutralTexts, neutral_texts
 from .calibrate import BudgetError, Searching, calibrated
 from .comparison import PROMPT, UNSTEERED, ComparisonRow
 from .statistics import bootstrap_interval
-from .steer import attach
+from .steer import Steering, attach
 from .vectors import SteeringVectors
 
 Score = Callable[[str, str], Tensor]
@@ -76,7 +77,7 @@ class Bench:
                 except BudgetError:
                     continue
                 tried += 1
-                with attach(self.model, vectors, strength=strength):
+                with self.attached(vectors, strength=strength):
                     rank = self.rank("validation")
                 if best is None or rank > best.rank:
                     best = Chosen(rank, vectors, strength, -1 if place else 1, 0, 0)
@@ -139,10 +140,14 @@ class Bench:
             passes=2 * len(prompts),
         )
 
+    def attached(self, vectors: SteeringVectors, **options: Any) -> Steering:
+        """`attach`, where the strengths were searched for."""
+        return attach(self.model, vectors, **self.searching.options, **options)
+
     @contextmanager
     def steered(self, chosen: Chosen) -> Iterator[float]:
         """The model under the chosen setting, and its divergence on the reported texts."""
-        with attach(self.model, chosen.vectors, strength=1.0, mode="slot") as steering:
+        with self.attached(chosen.vectors, strength=1.0, mode="slot") as steering:
             (nats,) = self.reporting(steering, 0, [chosen.strength])
             steering.set_rows(None)
             steering.set(strength=chosen.strength)
@@ -166,13 +171,14 @@ class Bench:
     def _prefixed(
         self, kept: NeutralTexts, prompt: str, texts: Sequence[str], tokenizer: Any
     ) -> tuple[tuple[int, ...], ...]:
-        """Token ids of each neutral text behind the prompt."""
-        if kept.truncated or kept.excluded:
+        """Token ids of each neutral text that is measured, behind the prompt."""
+        if kept.truncated:
             raise ValueError(
-                f"prompts need neutral texts that are measured whole: {kept.truncated} are cut and "
-                f"{kept.excluded} left out; give others, or no prompts"
+                f"prompts need neutral texts that are measured whole: {kept.truncated} are cut; "
+                "give others, or no prompts"
             )
-        whole = neutral_texts(self.model, [prompt + text for text in texts], tokenizer)
+        prefixed = [behind_prompt(tokenizer, prompt, text) for text in kept.of(texts)]
+        whole = neutral_texts(self.model, prefixed, tokenizer)
         if whole.truncated:
             raise ValueError(
                 f"prompts: with {prompt!r} {whole.truncated} of the neutral texts are longer than "
@@ -181,17 +187,20 @@ class Bench:
         return whole.rows
 
     def shown(self, nats: float) -> float:
-        return nats if self.measure == "kl" else float(torch.tensor(nats).double().exp())
+        if self.measure == "kl":
+            return nats
+        return float(torch.tensor(nats, dtype=torch.float64, device="cpu").exp())  # inf too
 
 
 def _columns(values: Any) -> Tensor:
     """``[N, 1 or 2]`` float64."""
-    scores = torch.as_tensor(values).double()
+    scores = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    shape = tuple(scores.shape)
     scores = scores.unsqueeze(1) if scores.ndim == 1 else scores
     if scores.ndim != 2 or scores.shape[1] not in (1, 2) or len(scores) < 2:
         raise ValueError(
             "score must return one value per item, [N] or [N, 2] with N of at least 2, came "
-            f"{tuple(torch.as_tensor(values).shape)}"
+            f"{shape}"
         )
     if not bool(torch.isfinite(scores).all()):
         raise ValueError("score must return finite values, came some that are not")

@@ -108,7 +108,7 @@ def before_text(
     if ids is None and _own(model):
         return Before()
     found = find_decoder(model, decoder_layers)
-    ids = torch.zeros(1, 1, dtype=torch.int64) if ids is None else ids
+    ids = torch.zeros(1, 1, dtype=torch.int64, device="cpu") if ids is None else ids
     lengths: list[int] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:

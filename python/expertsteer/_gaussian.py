@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import ops
 from ._layers import Layers
-from ._projection import centre, components
+from ._projection import Wanted, centre, components, stacked
 from ._sampling import Rows
 from .ops.products import times_rows
 
@@ -66,12 +66,15 @@ class Gaussian:
 
     null_rate = 1.0
 
-    def __init__(self, x: Layers, y: Layers, r: int, seed: int, backend: str):
-        order = torch.randperm(x.shape.examples, generator=torch.Generator().manual_seed(seed))
+    def __init__(self, x: Layers, y: Layers, wanted: Wanted, seed: int, backend: str):
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(x.shape.examples, generator=generator, device="cpu")
         halves = order.tensor_split(2)
-        coded = [_codes(side, halves, r) for side in (x, y)]  # [side][half] -> [L, rows, r]
-        self._codes = list(zip(*coded))
-        self._backend, self._r = backend, r
+        coded = [_codes(side, halves, wanted) for side in (x, y)]
+        self._r = r = wanted.count
+        # [half][side] -> [L, rows, r]
+        self._codes = [[stacked(codes, r) for codes in half] for half in zip(*coded)]
+        self._backend = backend
         self.sizes = [len(half) for half in halves]
         self.lost = 2 * r + 1
         self.shrinkage: Tensor | None = None
@@ -95,8 +98,8 @@ class Gaussian:
         return ops.shrunk_gaussian_information(x, y)
 
 
-def _codes(layers: Layers, halves: tuple[Tensor, Tensor], r: int) -> list[Tensor]:
-    """Per half, its rows ``[L, rows, r]`` (float64) in the components fitted on the other half.
+def _codes(layers: Layers, halves: tuple[Tensor, Tensor], wanted: Wanted) -> list[list[Tensor]]:
+    """Per half and layer, its rows (float64) in the components fitted on the other half.
 
     Each half is centred by its own mean: whitening centres again, so nothing depends on it.
     """
@@ -105,6 +108,6 @@ def _codes(layers: Layers, halves: tuple[Tensor, Tensor], r: int) -> list[Tensor
         name = f"{layers.name}[{index}]"
         parts = [centre(states.index_select(0, half.to(states.device))) for half in halves]
         for held, fitted in ((0, 1), (1, 0)):
-            axes = components(*parts[fitted], r, name)
+            axes = components(*parts[fitted], wanted, states, name)
             coded[held].append(times_rows(parts[held][0], axes).double())
-    return [torch.stack(codes) for codes in coded]
+    return coded

@@ -16,6 +16,7 @@ from ._decoder import require_decoder_only, unwrapped
 from ._forward import before_text, evaluating, input_device
 from ._progress import progress
 from ._task_rows import TaskError
+from ._tensors import as_tensor
 from ._tokens import length_batches
 
 _TAIL = 16  # tokens beyond the stop text's own length that are decoded to find it
@@ -142,10 +143,10 @@ def _accepted(answer: Any) -> list[str]:
 
 def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64, device="cpu")
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row, dtype=torch.int64)
+        ids[i, longest - len(row) :] = torch.tensor(row, dtype=torch.int64, device="cpu")
         mask[i, longest - len(row) :] = 1
     return ids, mask
 
@@ -153,7 +154,7 @@ def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 def _ends(model: nn.Module) -> list[int]:
     """Tokens that end a text, so that nothing behind them is read."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+    return [] if ends is None else as_tensor(ends).flatten().tolist()
 
 
 def _padding(model: nn.Module, tokenizer: Any) -> int:

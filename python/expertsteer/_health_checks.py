@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ._numbers import rough, short
 from .health import MOST, Finding, PairHealth
 
 LEAST_EXAMPLES = 20  # of the rarer label; stability .74 there, .58 with 10
@@ -54,7 +55,7 @@ class Check:
         limit: the last bad value, or the name of the figure that holds it.
         side: whose layers the text names, ``"expert"``, ``"target"`` or ``"pair"``.
         text: may hold {value}, {where}, {limit}, {few} (examples against width) and {other} (a
-            better alignment).
+            better alignment) and {copies} (rows that are alike).
     """
 
     name: str
@@ -72,9 +73,15 @@ class Check:
 
 
 def findings(
-    pairs: tuple[PairHealth, ...], counts: dict[str, int], alignment: dict[str, Any]
+    pairs: tuple[PairHealth, ...],
+    counts: dict[str, int],
+    alignment: dict[str, Any],
+    alike: dict[int, str],
 ) -> tuple[Finding, ...]:
-    """What is wrong, the examples first, then each figure with all the pairs that miss it."""
+    """What is wrong, the examples first, then each figure with all the pairs that miss it.
+
+    ``alike``: of each expert layer, the largest group of copies among the rows in words.
+    """
     found = _of_examples(counts)
     alive = pairs
     if counts["half_rows"]:
@@ -93,9 +100,10 @@ def findings(
         text = check.text.format(
             value=_range([getattr(p, check.figure) for p in bad]),
             where=_where(bad, check.side),
-            limit=check.limit if isinstance(check.limit, str) else f"{check.limit:.2g}",
+            limit=check.limit if isinstance(check.limit, str) else short(float(check.limit), 2),
             few=_few(counts),
             other=_other_alignment(alignment),
+            copies=next((f" ({alike[p.expert_layer]})" for p in bad if alike[p.expert_layer]), ""),
         )
         layers = tuple((p.expert_layer, p.target_layer) for p in bad)
         found.append(Finding(check.name, text, check.figure, layers))
@@ -170,9 +178,9 @@ _NO_REFIT = (
     "or the bandwidth does not fit them; look at the examples, or choose another layer"
 )
 _DUPLICATES = (
-    "only a share of {value} of the rows differ at {where}: the others are near-copies, which "
-    "makes AUC and stability look better than they are; remove duplicates, vary the texts, or "
-    "capture at a position where they differ"
+    "only a share of {value} of the rows differ at {where}: the others are near-copies{copies}, "
+    "which makes AUC and stability look better than they are; remove duplicates, vary the texts, "
+    "or capture at a position where they differ"
 )
 _LOST = (
     "reconstruction error {value} on held-out rows at {where}: the aligner loses that share of the "
@@ -238,7 +246,7 @@ def _other_alignment(settings: dict[str, Any]) -> str:
 
 
 def _range(values: list[float]) -> str:
-    ends = [f"{v:.2f}" if 0.005 <= abs(v) < 1000 or v == 0 else f"{v:.1e}" for v in values]
+    ends = [rough(v) for v in values]
     low, high = ends[values.index(min(values))], ends[values.index(max(values))]
     return low if low == high else f"{low} to {high}"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._copies import copies
 from ._progress import progress
 from ._resampling import draw_halves, refit
 from .align import align
@@ -15,7 +17,6 @@ from .fit import _simple_direction, _split
 from .rfm import RFM
 from .vectors import SteeringVectors
 
-NEAR = 1e-2  # rows closer than this share of a typical distance count as one
 HELD_OUT = 0.2  # of the examples, from the aligner
 
 
@@ -46,8 +47,9 @@ def measure(
     pairs: list[tuple[int, int]],
     vectors: SteeringVectors,
     settings: Settings,
-) -> tuple[list[dict[str, float | None]], int]:
-    """Figures named as in `PairHealth`, a dictionary per pair, and the number of rows of a half.
+) -> tuple[list[dict[str, Any]], int]:
+    """Figures named as in `PairHealth`, and ``copies`` in words, a dictionary per pair; and the
+    number of rows of a half.
 
     ``aligned`` holds exactly the given pairs.
     """
@@ -60,14 +62,14 @@ def measure(
     else:
         unseen = unseen_alignment(expert, target, pairs, aligned, *split)
     codes = aligned.encode(torch.stack([expert.layer(e) for e, _ in pairs]))
-    rows: dict[int, dict[str, float]] = {}  # an expert layer serves several pairs
+    rows: dict[int, dict[str, Any]] = {}  # an expert layer serves several pairs
     refits: dict[tuple, dict[str, float | None]] = {}
     found = []
     for row, (e, t) in enumerate(progress(pairs, "health", settings.progress)):
         if e not in rows:
             states = expert.layer(e)
-            distinct = distinct_share(states, settings.most_rows, seed)
-            rows[e] = {"distinct": distinct, "expert_spread": spread(states)}
+            distinct, alike = copies(states, settings.most_rows, seed)
+            rows[e] = {"distinct": distinct, "copies": alike, "expert_spread": spread(states)}
         figures = unseen[row] | rows[e] | length_figures(target.layer(t))
         machine = settings.machine(row)
         # But for ridge, the codes of one expert layer differ by a rotation only, which changes
@@ -132,29 +134,6 @@ def _explained(code: Tensor, states: Tensor) -> float | None:
         return None
     correlation = float((code * states).sum() / lengths)
     return correlation * abs(correlation)
-
-
-def distinct_share(states: Tensor, most_rows: int, seed: int) -> float:
-    """Rows ``[N, d]`` that remain when near-duplicates are one, as a share of N (or of a draw)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    count = len(states)
-    if count > most_rows:
-        generator = torch.Generator().manual_seed(seed)
-        states = states[torch.randperm(count, generator=generator)[:most_rows]]
-        count = most_rows
-    centred = (states - states.mean(dim=0)).float()
-    # From the mean, not from one another: were most rows copies, most distances would be none.
-    typical = 2**0.5 * centred.norm(dim=1).median()
-    if not typical > 0:
-        return 1 / count
-    distance = torch.cdist(centred, centred)
-    i, j = (distance <= NEAR * typical).nonzero(as_tuple=True)
-    graph = coo_array(
-        (torch.ones(len(i)).numpy(), (i.cpu().numpy(), j.cpu().numpy())), shape=(count, count)
-    )
-    return connected_components(graph, directed=False)[0] / count
 
 
 def spread(states: Tensor) -> float:

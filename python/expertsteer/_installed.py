@@ -156,7 +156,7 @@ class Installed:
         for slot in slots:
             slot.off = True
         for fold in self.folds.values():
-            fold.write(torch.zeros(self.bank.width))
+            fold.write(torch.zeros(self.bank.width, dtype=torch.float32, device="cpu"))
         try:
             yield
         finally:

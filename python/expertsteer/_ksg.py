@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import ops
 from ._layers import Layers
-from ._projection import centre, components
+from ._projection import Wanted, centre, components, stacked
 from ._sampling import Rows
 from .ops.products import times_rows
 from .ops.reference_mi import on_a_grid
@@ -60,8 +59,9 @@ class Ksg:
 
     null_rate, lost = 0.5, 0
 
-    def __init__(self, x: Layers, y: Layers, r: int, k: int, variant: int, backend: str):
-        self._codes = [_codes(side, r) for side in (x, y)]
+    def __init__(self, x: Layers, y: Layers, wanted: Wanted, k: int, variant: int, backend: str):
+        coded = [_codes(side, wanted) for side in (x, y)]
+        self._codes = [on_a_grid(stacked(codes, wanted.count)) for codes in coded]
         self._options = k, variant
         self._backend = backend
         self.sizes = [x.shape.examples]
@@ -74,12 +74,12 @@ class Ksg:
         return ops.ksg_information(x, y, *self._options, backend=self._backend).cpu()
 
 
-def _codes(layers: Layers, r: int) -> Tensor:
-    """``[L, N, r]`` float32: principal components of unit variance each, on a grid."""
+def _codes(layers: Layers, wanted: Wanted) -> list[Tensor]:
+    """Per layer ``[N, r]`` float64: principal components of unit variance each."""
     codes = []
     for index, states in enumerate(layers):
         rows, mean = centre(states.clone())
-        axes = components(rows, mean, r, f"{layers.name}[{index}]")
+        axes = components(rows, mean, wanted, states, f"{layers.name}[{index}]")
         code = times_rows(rows, axes).double()
         codes.append(code / code.std(dim=0))
-    return on_a_grid(torch.stack(codes))
+    return codes

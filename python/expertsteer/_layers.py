@@ -1,8 +1,8 @@
 """Layers one at a time: what an estimator may read, checked as it is read.
 
 A source is anything with a length whose item ``i`` is the states ``[N, d]`` of layer i: a tensor
-``[L, N, d]``, a list of (memory-mapped) tensors, or `StoredStates`, which reads each layer from
-disk when it is asked for. Nothing here keeps a layer.
+``[L, N, d]``, a list of (memory-mapped) tensors, or the ``states`` of `StoredStates`, each read
+from disk when it is asked for. Nothing here keeps a layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._progress import progress
 from .artifacts import HiddenStates, require_finite
+from .stored import StoredStates
 
 
 @runtime_checkable
@@ -39,9 +40,9 @@ class Layers:
         ValueError: no layer at all, or something else than ``[L, N, d]`` in floating point.
     """
 
-    def __init__(self, name: str, source: Tensor | HiddenStates | LayerSource):
+    def __init__(self, name: str, source: Tensor | HiddenStates | StoredStates | LayerSource):
         self.name = name
-        self._source = source.states if isinstance(source, HiddenStates) else source
+        self._source = source.states if isinstance(source, (HiddenStates, StoredStates)) else source
         if not isinstance(self._source, LayerSource):
             raise ValueError(
                 f"{name} must be a tensor [layers, N, width] or have a length and give the states "

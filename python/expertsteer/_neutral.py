@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ._encoding import encode
 from ._forward import evaluating, logits, longest
+from ._tensors import as_tensor
 from ._tokens import common_end, length_batches, padded
 
 MEASURES = ("kl", "perplexity_ratio")
@@ -24,11 +25,17 @@ class NeutralTexts:
     Attributes:
         rows: token ids of each text.
         truncated: texts cut at the context's end; excluded: texts with too few tokens.
+        places: of each row among the given texts, so that no list beside it is paired wrongly.
     """
 
     rows: tuple[tuple[int, ...], ...]
     truncated: int = 0
     excluded: int = 0
+    places: tuple[int, ...] = ()
+
+    def of(self, texts: Sequence[Any]) -> list[Any]:
+        """Those of the given texts that the rows are of, in their order."""
+        return [texts[place] for place in self.places]
 
     @property
     def tokens(self) -> int:
@@ -62,7 +69,8 @@ def neutral_texts(
         raise ValueError(
             f"max_length must be a whole number of at least {least} tokens, came {max_length!r}"
         )
-    kept = [row[:limit] for row in rows if len(row) >= least]
+    places = [i for i, row in enumerate(rows) if len(row) >= least]
+    kept = [rows[i][:limit] for i in places]
     if not kept:
         raise ValueError(
             f"texts: none of the {len(rows)} has the {least} token(s) the measure needs; give "
@@ -75,7 +83,7 @@ def neutral_texts(
             f"{vocabulary} tokens; pass the tokenizer that belongs to this model"
         )
     cut = 0 if limit is None else sum(len(row) > limit for row in rows)
-    return NeutralTexts(tuple(map(tuple, kept)), cut, len(rows) - len(kept))
+    return NeutralTexts(tuple(map(tuple, kept)), cut, len(rows) - len(kept), tuple(places))
 
 
 def _token_rows(texts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
@@ -89,7 +97,7 @@ def _token_rows(texts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
         raise ValueError("texts must all be texts or all be token ids, came a mixture")
     rows = []
     for i, row in enumerate(texts):
-        ids = torch.as_tensor(row) if len(row) else torch.zeros(0, dtype=torch.int64)
+        ids = as_tensor(row) if len(row) else torch.zeros(0, dtype=torch.int64, device="cpu")
         if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
             raise ValueError(
                 f"texts[{i}] must be a text or whole token ids in one dimension, came "
@@ -168,6 +176,11 @@ class Divergence:
             prefixed: token ids of each text with the prompt before it, in the order of the texts.
                 What is compared are the predictions over the tokens that both end in.
         """
+        if len(prefixed) != len(self.texts.rows):
+            raise ValueError(
+                f"prefixed must hold the {len(self.texts.rows)} texts that are measured, in their "
+                f"order, came {len(prefixed)}"
+            )
         total = count = 0.0
         with torch.inference_mode(), evaluating(self.model):
             for indices in self.batches:
@@ -204,6 +217,6 @@ class Divergence:
             # A token that cannot come adds nothing, whatever its logarithm.
             each = terms.masked_fill_(chance == 0, 0.0).sum(dim=-1, dtype=torch.float64)
             return float(each.clamp_min(0).sum()) if not each.isnan().any() else float("nan")
-        told = torch.tensor(row[1:], device=before.device).unsqueeze(1)
+        told = torch.tensor(row[1:], dtype=torch.int64, device=before.device).unsqueeze(1)
         change = before[:-1].gather(1, told) - after[:-1].gather(1, told)
         return float(change.sum(dtype=torch.float64))

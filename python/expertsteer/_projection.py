@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ._copies import copies
+from ._tensors import normal_draws
 from .ops.products import gram, times_rows
 
 BLOCK = 16  # vectors per product: one full register row, so skinny products run near full speed
@@ -26,7 +28,44 @@ def gram_serves(rows: int, width: int, r: int) -> bool:
     return rows <= min(width, 4 * BLOCK * (2 * depth(r) + 1))
 
 
-def components(fit: Tensor, mean: Tensor, r: int, name: str) -> Tensor:
+class Wanted:
+    """How many components every layer is to have: what was asked for, or what they all have.
+
+    Attributes:
+        count: so far; it only falls, and only where nobody asked for a number.
+        fewer: what to tell the user where it fell, else ``None``.
+    """
+
+    def __init__(self, count: int, asked: bool):
+        self.count, self.asked, self.fewer = count, asked, None
+
+    def take(self, varying: int, states: Tensor, name: str) -> int:
+        """The components of a layer whose rows vary in so many directions.
+
+        Raises:
+            ValueError: in none, or in fewer than were asked for.
+        """
+        if varying >= self.count:
+            return self.count
+        share, alike = copies(states)
+        same = f", and only {share:.0%} of its rows differ ({alike} are copies)" if alike else ""
+        if not varying:
+            raise ValueError(
+                f"{name} is constant: the states of all examples coincide; give different texts, "
+                "capture at a position where they differ, or leave the layer out"
+            )
+        if self.asked:
+            raise ValueError(
+                f"{name} varies in only {varying} directions, fewer than the {self.count} "
+                f"components asked for{same}; ask for fewer components, remove duplicates, or "
+                "leave the layer out"
+            )
+        self.count = varying
+        self.fewer = f"{name} varies in only {varying} directions{same}"
+        return varying
+
+
+def components(fit: Tensor, mean: Tensor, wanted: Wanted, states: Tensor, name: str) -> Tensor:
     """Principal axes ``[r, d]`` (orthonormal rows, the largest first) of centred rows ``fit``.
 
     A narrow layer, or one with very few rows, is solved exactly on its smaller side. Else the axes
@@ -39,12 +78,13 @@ def components(fit: Tensor, mean: Tensor, r: int, name: str) -> Tensor:
     Args:
         fit: ``[m, d]``, column means zero.
         mean: ``[d]``, what was taken away: variation below its rounding is none.
-        name: of the layer, for the error.
+        wanted: how many, r; lowered where the rows vary in fewer directions and may.
+        states, name: all rows of the layer and what it is called, for the message.
 
     Raises:
-        ValueError: the rows vary in fewer than r directions.
+        ValueError: see `Wanted.take`.
     """
-    rows, width = fit.shape
+    (rows, width), r = fit.shape, wanted.count
     few = 2 * BLOCK * depth(r)
     if rows <= width and rows <= few:
         small, side = fit.double() @ fit.double().mT, fit
@@ -59,11 +99,8 @@ def components(fit: Tensor, mean: Tensor, r: int, name: str) -> Tensor:
     eps = torch.finfo(fit.dtype).eps
     none = max(eps**2 * rows * float(values[0]), (2 * eps) ** 2 * rows * float(mean @ mean))
     varying = int((values > none).sum())
-    if varying < r:
-        raise ValueError(
-            f"{name} is constant or varies in only {varying} directions, fewer than the {r} "
-            "components asked for; ask for fewer components or leave the layer out"
-        )
+    kept = wanted.take(varying, states, name)
+    values, vectors = values[:kept], vectors[:, :kept]
     if side is None:
         return vectors.mT.to(fit.dtype)
     return times_rows((vectors / values.sqrt()).mT.to(fit.dtype), side.mT)
@@ -101,8 +138,7 @@ def _krylov(step: Callable[[Tensor], Tensor], fit: Tensor, blocks: int) -> Tenso
     Args:
         step: ``q [BLOCK, m]`` to ``q G`` for ``G = fit fit^T``.
     """
-    generator = torch.Generator().manual_seed(0)
-    block = torch.randn(BLOCK, len(fit), generator=generator).to(fit)
+    block = normal_draws(BLOCK, len(fit), seed=0).to(fit)
     basis = fit.new_empty(blocks * BLOCK, len(fit))
     for first in range(0, blocks * BLOCK, BLOCK):
         new, before = step(block), basis[:first]
@@ -110,6 +146,11 @@ def _krylov(step: Callable[[Tensor], Tensor], fit: Tensor, blocks: int) -> Tenso
             new = torch.addmm(new, new @ before.mT, before, alpha=-1)
         block = basis[first : first + BLOCK] = torch.linalg.qr(new.mT).Q.mT
     return basis
+
+
+def stacked(codes: list[Tensor], r: int) -> Tensor:
+    """The first r components of every layer, ``[L, rows, r]``."""
+    return torch.stack([code[:, :r] for code in codes])
 
 
 def centre(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from .vectors import SteeringVectors, package_versions
 
 if TYPE_CHECKING:
-    from .artifacts import HiddenStates
+    from .align import Captured
     from .controls import Compared
     from .tasks import Task, TaskOnModel
 
@@ -30,8 +30,8 @@ def neutral_excluded(made: Compared) -> dict[str, int]:
 def provenance(
     model: nn.Module,
     on: TaskOnModel,
-    expert: HiddenStates | None,
-    target: HiddenStates | None,
+    expert: Captured | None,
+    target: Captured | None,
     given: Mapping[str, SteeringVectors],
     neutral: Sequence[Any],
     made: Compared,
@@ -41,9 +41,9 @@ def provenance(
 
     bench, fitting = made.bench, made.fitting
     effects = sum(len(p.effects) for p in fitting.pairings.values())
-    capture = target or expert
+    capture = expert if target is None else target
     return {
-        "target": describe(model),
+        "target": describe(model, bench.searching.options.get("decoder_layers")),
         "expert": None if expert is None else dict(expert.model),
         "contrast": None
         if capture is None
@@ -79,7 +79,7 @@ def _shape(vectors: SteeringVectors) -> dict[str, Any]:
     return {"layers": list(vectors.layers), "fingerprint": vectors.fingerprint}
 
 
-def _contrast_hash(capture: HiddenStates) -> str | None:
+def _contrast_hash(capture: Captured) -> str | None:
     return None if capture.keys is None else _hash(capture.keys.tolist())
 
 

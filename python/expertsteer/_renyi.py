@@ -52,7 +52,7 @@ class Renyi2:
         if rows is None:
             return reference_mi.renyi2_information(x, y).cpu()
         chosen_x, chosen_y = rows[0]
-        if not torch.equal(chosen_x, torch.arange(x.shape[1])):
+        if not torch.equal(chosen_x, torch.arange(x.shape[1], device="cpu")):
             x = x[:, chosen_x[:, None], chosen_x]
         # One layer of y after the other: a second copy of all would double the memory.
         columns = [
@@ -71,6 +71,6 @@ def _grams(layers: Layers) -> Tensor:
         except ValueError as error:
             raise ValueError(f"{layers.name}[{index}] {error}") from error
         if grams is None:
-            grams = torch.empty(layers.shape.layers, n, n, device=gram.device)
+            grams = gram.new_empty(layers.shape.layers, n, n, dtype=torch.float32)
         grams[index] = gram
     return grams

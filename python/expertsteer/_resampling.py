@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._tensors import integers
 from .fit import _simple_direction
 from .rfm import RFM, auc
 
@@ -42,12 +43,12 @@ def draw_halves(
         halves: tuple[list[int], list[int]] = ([], [])
         turn = 0  # runs on from stratum to stratum: single units do not all go to one side
         for units in strata:
-            order = torch.randperm(len(units), generator=generator).tolist()
+            order = torch.randperm(len(units), generator=generator, device="cpu").tolist()
             for unit in order[: max(1, round(share * len(units)))]:
                 halves[turn % 2].extend(units[unit])
                 turn += 1
         for side, half in zip(sides, halves):
-            side.append(torch.tensor(half, dtype=torch.int64))
+            side.append(integers(half))
     width = min(len(half) for side in sides for half in side)
     first, second = (torch.stack([_cut_to(width, h, labels) for h in side]) for side in sides)
     rows, rest = torch.cat([first, second]), torch.cat([second, first])
@@ -71,11 +72,11 @@ def _strata(labels: Tensor, pairs: Tensor | None) -> list[list[list[int]]]:
 
 def _cut_to(width: int, half: Tensor, labels: Tensor) -> Tensor:
     """``width`` rows of a half, with its labels in their proportion."""
-    place = torch.zeros(len(half), dtype=torch.float64)
+    place = torch.zeros(len(half), dtype=torch.float64, device="cpu")
     for label in (0, 1):
         mine = labels[half] == label
         count = int(mine.sum())
-        place[mine] = torch.arange(count, dtype=torch.float64) / max(count, 1)
+        place[mine] = torch.arange(count, dtype=torch.float64, device="cpu") / max(count, 1)
     return half[place.argsort(stable=True)[:width]].sort().values
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._progress import progress
+from ._telling import tell
 
 # Per part of the examples (the halves of cross-fitting, else one), the rows of x and of y.
 Rows = list[tuple[Tensor, Tensor]]
@@ -31,13 +31,17 @@ KEPT = 0.8  # share of the examples in one draw of the interval
 
 def permuted(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """All rows of x, beside the rows of y in another order."""
-    return torch.arange(size), torch.randperm(size, generator=generator)
+    return torch.arange(size, device="cpu"), _shuffled(size, generator)
 
 
 def subsampled(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`KEPT` of the rows without replacement, the same of x and y."""
-    rows = torch.randperm(size, generator=generator)[: _kept(size)]
+    rows = _shuffled(size, generator)[: _kept(size)]
     return rows, rows
+
+
+def _shuffled(size: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(size, generator=generator, device="cpu")
 
 
 def _kept(size: int) -> int:
@@ -94,11 +98,9 @@ def _warn_of_the_low(nats: Tensor, mean: Tensor, floor: Tensor, n: int, rate: fl
             f"none of them exceeds the mean of the permutations, so no number of examples can be "
             f"told from these {n}"
         )
-    warnings.warn(
+    tell(
         f"{int(low.sum())} of {low.numel()} layer pairs have no more information than chance "
-        f"gives (the 95 % floor of the permutations): {advice}",
-        UserWarning,
-        stacklevel=4,
+        f"gives (the 95 % floor of the permutations): {advice}"
     )
 
 
@@ -116,7 +118,7 @@ def interval(estimator: Estimator, nats: Tensor, draws: int, seed: int) -> dict:
     m = _kept(n)
     widened = math.sqrt(max(m - estimator.lost, 1) / (n - m))
     deviations = (sampled - sampled.mean(dim=0)) * widened
-    low, high = deviations.quantile(torch.tensor([0.025, 0.975], dtype=nats.dtype), dim=0)
+    low, high = (deviations.quantile(share, dim=0) for share in (0.025, 0.975))
     return {
         "standard_error": deviations.std(dim=0),
         "low": nats - high,

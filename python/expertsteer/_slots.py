@@ -38,7 +38,8 @@ class LayerSlot(Unmovable, Slot):
         bank = steering.bank  # a graph reads, and checks, only what the operation needs
         self.needs_norms = bank.gate is not None or bank.operation in ("remove", "clamp")
         # Chosen now, so that a backend that cannot serve is refused when attaching.
-        weight = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
+        nothing = torch.empty(0, dtype=torch.float32, device="cpu")
+        weight = next((p for p in layer.parameters() if p.is_floating_point()), nothing)
         device = torch.device("cpu") if weight.device.type == "meta" else weight.device
         self._prepare(device, weight.dtype)
 
@@ -61,7 +62,7 @@ class LayerSlot(Unmovable, Slot):
         """Hand the addresses of the buffers to the quick way, or take them back."""
         self.disarm()
         if self.function is native_steer.steer:
-            self.arm(*standing(self.buffers, *self.kind, self.steering.operation))
+            self.arm(*standing(self.buffers, self.kind[1], self.steering.operation))
 
     def steer(self, output: Any) -> Any:
         """What came out of the layer, steered, wherever the quick way does not serve.

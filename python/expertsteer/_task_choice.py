@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from ._encoding import behind_prompt, encode
+from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
 from ._task_rows import Item, Unusable, answer, short, side, text
+from ._tensors import integers
 from .scoring import choice_sequences, log_probabilities, scorable
 
 
@@ -38,14 +40,7 @@ class MultipleChoice(Task):
 
     @staticmethod
     def _item(where: str, row: Mapping[str, Any]) -> Item:
-        prompt, choices = text(row, "question", "prompt"), row.get("choices")
-        if not isinstance(choices, list) or len(choices) < 2:
-            raise Unusable(f"'choices' must be a list of two or more texts, came {short(choices)}")
-        for i, choice in enumerate(choices):
-            if not isinstance(choice, str) or not choice.strip():
-                raise Unusable(f"choices must be texts that are not blank, came {short(choice)}")
-            if choice.strip() in [c.strip() for c in choices[:i]]:
-                raise Unusable(f"choice {short(choice)} stands there twice; the answer is unclear")
+        prompt, choices = text(row, "question", "prompt"), _choices(row)
         right = _right(answer(row), choices)
         return Item(where, prompt, choices[right], choices[right], tuple(choices), right, side(row))
 
@@ -76,8 +71,8 @@ class MultipleChoice(Task):
         flat = [sequence for row in encoded for sequence in row]
         total = log_probabilities(on.model, flat, on.batch_size, on.bar("scoring choices"))
         if self.normalize:
-            total = total / torch.tensor([len(ids) - start for ids, start in flat])
-        scores, answers = torch.zeros(len(items), 2, dtype=torch.float64), []
+            total = total / integers(len(ids) - start for ids, start in flat)
+        scores, answers = torch.zeros(len(items), 2, dtype=torch.float64, device="cpu"), []
         for i, (item, part) in enumerate(zip(items, total.split([len(row) for row in encoded]))):
             others = torch.cat([part[: item.right], part[item.right + 1 :]])
             scores[i, 0] = float(part[item.right] > others.max())
@@ -104,7 +99,8 @@ class NextToken(Task):
     def _item(where: str, row: Mapping[str, Any]) -> Item:
         prompt, given = text(row, "prompt", "question"), answer(row)
         if isinstance(given, int) and not isinstance(given, bool) and row.get("choices"):
-            given = row["choices"][_right(given, row["choices"])]
+            choices = _choices(row)
+            given = choices[_right(given, choices)]
         if not isinstance(given, str) or not given.strip():
             raise Unusable(f"'answer' must be a text that is not blank, came {short(given)}")
         return Item(where, prompt, given, given, side=side(row))
@@ -132,13 +128,27 @@ class NextToken(Task):
         total = log_probabilities(on.model, encoded, on.batch_size, on.bar("scoring tokens"))
         probabilities = total.exp()
         shown = [
-            f"{short(i.answer)} with probability {p:.3f}" for i, p in zip(items, probabilities)
+            f"{short(i.answer)} with probability {fixed(p, 3)}"
+            for i, p in zip(items, probabilities)
         ]
         return Answers(probabilities.unsqueeze(1), shown)
 
 
 def _joined(prompt: str, joiner: str) -> str:
     return "" if prompt[-1:].isspace() else joiner
+
+
+def _choices(row: Mapping[str, Any]) -> list[str]:
+    """The choices of a row: two or more texts, all different."""
+    choices = row.get("choices")
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise Unusable(f"'choices' must be a list of two or more texts, came {short(choices)}")
+    for i, choice in enumerate(choices):
+        if not isinstance(choice, str) or not choice.strip():
+            raise Unusable(f"choices must be texts that are not blank, came {short(choice)}")
+        if choice.strip() in [c.strip() for c in choices[:i]]:
+            raise Unusable(f"choice {short(choice)} stands there twice; the answer is unclear")
+    return choices
 
 
 def _right(given: Any, choices: Sequence[str]) -> int:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ._rows import json_lines
 
@@ -68,11 +70,41 @@ def items_of_file(path: str | os.PathLike, parse: Parse) -> tuple[Item, ...]:
     Raises:
         TaskError: no such file, an empty one, or unusable rows, all of them by line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise TaskError(f"task must name a JSON-lines file, there is none at {path}")
-    with path.open("rb") as stream:
+    with _opened(path, "a JSON-lines file") as stream:
         return items_of_rows(str(path), json_lines(stream), parse)
+
+
+def texts_of_file(path: str | os.PathLike) -> list[str]:
+    """The texts of a UTF-8 file of one a line, without the blank ones.
+
+    Raises:
+        TaskError: no such file, one that cannot be read as text, or without any.
+    """
+    with _opened(path, "a text file") as stream:
+        try:
+            content = StringIO(stream.read().decode("utf-8"), newline=None)
+        except UnicodeDecodeError as error:
+            raise TaskError(f"{path} is no UTF-8 text: {error}; save it as UTF-8") from error
+    texts = [line.rstrip("\n") for line in content if line.strip()]
+    if not texts:
+        raise TaskError(f"{path} holds no text; give one text a line")
+    return texts
+
+
+@contextmanager
+def _opened(path: str | os.PathLike, kind: str) -> Iterator[BinaryIO]:
+    try:
+        path = Path(path)
+    except TypeError as error:
+        raise TaskError(f"task must name {kind}, came {path!r}") from error
+    if not path.is_file():
+        raise TaskError(f"task must name {kind}, there is none at {path}")
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise TaskError(f"task: {path} cannot be read: {error}") from error
+    with stream:
+        yield stream
 
 
 def items_of_rows(source: str, rows: Iterable[tuple[str, Any]], parse: Parse) -> tuple[Item, ...]:

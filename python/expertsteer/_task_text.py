@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ._encoding import behind_prompt, encode
 from ._generation import exact_match, generate_texts, named_scorer
+from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
 from ._task_rows import Item, TaskError, Unusable, answer, items_of_rows, short, side, text
+from ._tensors import integers
 from .scoring import behind, log_probabilities
 
 
@@ -84,7 +86,7 @@ class Generation(Task):
             bar=on.bar("generating"),
         )
         scores = [self._checked(t, item) for t, item in zip(texts, items)]
-        return Answers(torch.tensor(scores, dtype=torch.float64).unsqueeze(1), texts)
+        return Answers(torch.tensor(scores, dtype=torch.float64, device="cpu").unsqueeze(1), texts)
 
     def _checked(self, written: str, item: Item) -> float:
         value = self._scorer(written, item.answer)
@@ -146,7 +148,7 @@ class Perplexity(Task):
 
     def measure(self, on: TaskOnModel, items: Sequence[Item], encoded: Sequence[Any]) -> Answers:
         total = log_probabilities(on.model, encoded, on.batch_size, on.bar("reading"))
-        tokens = torch.tensor([len(ids) - start for ids, start in encoded], dtype=torch.float64)
-        shown = [f"{-value:.3f} nats per token" for value in (total / tokens).tolist()]
+        tokens = integers(len(ids) - start for ids, start in encoded).double()
+        shown = [f"{fixed(-value, 3)} nats per token" for value in (total / tokens).tolist()]
         scores: Tensor = total / tokens.mean()
         return Answers(scores.unsqueeze(1), shown)

@@ -147,10 +147,10 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     padding's id is never seen either; 0 exists in every vocabulary.
     """
     longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64, device="cpu")
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64, device="cpu")
         mask[i, : len(row)] = 1
     return ids, mask
 

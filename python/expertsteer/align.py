@@ -230,7 +230,7 @@ def _unrotated(h: Tensor, d_target: int, settings: dict[str, Any]) -> AffineMap 
         return None
     if settings["method"] == "identity":
         zero = h.new_zeros(d_target)
-        return AffineMap(zero, torch.eye(d_target).to(h), zero)
+        return AffineMap(zero, torch.eye(d_target, dtype=h.dtype, device=h.device), zero)
     if settings["solver"] == "closed_form":
         return _principal_subspace(h, d_target)
     adam = {k: settings[k] for k in ("steps", "learning_rate", "seed")}
@@ -286,7 +286,7 @@ def _adam(h: Tensor, d_target: int, steps: int, learning_rate: float, seed: int)
     d_expert = h.shape[1]
 
     def initial(rows: int, columns: int) -> Tensor:
-        noise = torch.randn(rows, columns, generator=generator, dtype=h.dtype).to(h.device)
+        noise = torch.randn(rows, columns, generator=generator, dtype=h.dtype, device="cpu").to(h)
         return (noise / rows**0.5).requires_grad_()
 
     encoder, decoder = initial(d_expert, d_target), initial(d_target, d_expert)

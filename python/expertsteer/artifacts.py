@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._files import parsing, read_artifact, write_artifact
+from ._tensors import as_tensor
 from .pairing import LayerPair as LayerPair
 from .pairing import LayerPairing as LayerPairing
 from .pairing import MutualInformation as MutualInformation
@@ -65,7 +66,7 @@ class HiddenStates:
                 f"{tuple(self.states.shape)} of {self.states.dtype}"
             )
         count_layers, examples, _ = self.states.shape
-        labels = torch.as_tensor(self.labels)
+        labels = as_tensor(self.labels)
         if labels.shape != (examples,) or not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError(
                 f"labels must be {examples} zeros and ones, one per example; "
@@ -127,6 +128,10 @@ class HiddenStates:
         }
         layers = self.layers if layers is None else tuple(layers)
         return replace(self, states=states, labels=self.labels[rows], layers=layers, **kept)
+
+    def relabelled(self, labels: Tensor) -> HiddenStates:
+        """The same states with other labels ``[N]``."""
+        return replace(self, labels=labels)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         tensors = {"states": self.states, "labels": self.labels}

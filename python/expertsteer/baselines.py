@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import torch
 
-from .align import align
-from .artifacts import Alignment, HiddenStates, LayerPairing
+from ._tensors import normal_draws
+from .align import Captured, align
+from .artifacts import Alignment, LayerPairing
 from .fit import fit_vectors
 from .information import mutual_information
 from .pair import Effect, pair_layers
@@ -54,8 +55,8 @@ class Fitting:
         pairings: by method, of those that were fitted with one; filled by `fit_methods`.
     """
 
-    expert: HiddenStates | None
-    target: HiddenStates | None
+    expert: Captured | None
+    target: Captured | None
     pairs: int
     rfm: RFM | None = None
     seed: int = 0
@@ -92,10 +93,9 @@ def fit_methods(
     return fitted | _experts(fitting, [name for name in wanted if name not in OWN]), missing
 
 
-def random_directions(target: HiddenStates, seed: int) -> SteeringVectors:
+def random_directions(target: Captured, seed: int) -> SteeringVectors:
     """Unit directions drawn uniformly at every captured layer, with the scales of fitted ones."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(len(target.layers), target.width, generator=generator)
+    drawn = normal_draws(len(target.layers), target.width, seed=seed)
     drawn = drawn / drawn.norm(dim=1, keepdim=True)
     scales = {layer: target.scale(layer) for layer in target.layers}
     return SteeringVectors(dict(zip(target.layers, drawn)), scales)
@@ -103,8 +103,7 @@ def random_directions(target: HiddenStates, seed: int) -> SteeringVectors:
 
 def random_like(given: SteeringVectors, seed: int) -> SteeringVectors:
     """Directions drawn uniformly, with the layers, norms and scales of given vectors."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(len(given.layers), given.width, generator=generator)
+    drawn = normal_draws(len(given.layers), given.width, seed=seed)
     norms = torch.stack([given.vectors[layer].float().norm().cpu() for layer in given.layers])
     drawn = drawn / drawn.norm(dim=1, keepdim=True) * norms.unsqueeze(1)
     return SteeringVectors(dict(zip(given.layers, drawn)), given.scales)
@@ -135,7 +134,7 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
     if not names:
         return {}
     expert, target = fitting.expert, fitting.target
-    information = mutual_information(expert.states, target.states)
+    information = mutual_information(expert, target)
 
     def paired(rule: str, effect: Effect | None = None) -> LayerPairing:
         axes = {"expert_layers": expert.layers, "target_layers": target.layers}
@@ -156,9 +155,9 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
         pairings[name] = lowest
         if name == SHUFFLED:
             order = torch.Generator().manual_seed(fitting.seed)
-            order = torch.randperm(len(expert), generator=order)
+            order = torch.randperm(len(expert), generator=order, device="cpu")
             mixed = {"expert": expert, "target": target}
-            mixed = {side: replace(s, labels=s.labels[order]) for side, s in mixed.items()}
+            mixed = {side: s.relabelled(s.labels[order]) for side, s in mixed.items()}
             fitted[name] = fitting.vectors(procrustes, lowest, **mixed)
         elif name in ALIGNED:
             fitted[name] = fitting.vectors(align(expert, target, **ALIGNED[name]), lowest)

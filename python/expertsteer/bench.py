@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ._decoder import find_decoder
 from ._forward import evaluating
 from ._progress import progress
+from ._tensors import normal_draws
 from .models import hidden_size
 from .statistics import Interval
 from .steer import attach
@@ -109,7 +110,7 @@ class _Decode:
     def __init__(self, model: nn.Module, batch: int, prompt: int, tokens: int, seed: int):
         embedding = model.get_input_embeddings().weight
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(embedding.shape[0], (batch, prompt), generator=generator)
+        ids = torch.randint(len(embedding), (batch, prompt), generator=generator, device="cpu")
         self.model, self.ids = model, ids.to(embedding.device)
         self.mask = torch.ones_like(self.ids)
         fixed = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
@@ -197,5 +198,5 @@ def _cost(way: str, seconds: list[float], unsteered: list[float], tokens: int) -
 
 def _random(model: nn.Module, path: str | None, seed: int) -> SteeringVectors:
     layers, width = len(find_decoder(model, path)), hidden_size(model)
-    drawn = torch.randn(layers, width, generator=torch.Generator().manual_seed(seed))
+    drawn = normal_draws(layers, width, seed=seed)
     return SteeringVectors(dict(enumerate(drawn / drawn.norm(dim=1, keepdim=True))))

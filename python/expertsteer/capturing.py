@@ -28,6 +28,7 @@ from ._identity import identity
 from ._ranks import Ranks
 from ._reader import Reader
 from ._shards import MANIFEST, Manifest, Shards, writing
+from ._tensors import integers
 from ._tokens import warn_of_cut
 from .contrast import ContrastSet
 from .models import hidden_size
@@ -284,9 +285,9 @@ def _make(
                 shards.write(
                     shard,
                     states,
-                    labels=torch.tensor([e.label for e in examples]),
-                    keys=torch.tensor([e.key for e in examples]),
-                    pairs=torch.tensor([-1 if e.pair is None else e.pair for e in examples]),
+                    labels=integers(e.label for e in examples),
+                    keys=integers(e.key for e in examples),
+                    pairs=integers(-1 if e.pair is None else e.pair for e in examples),
                 )
     return cut
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ._numbers import fixed, interval, p_value, setting, short, unit
 from .vectors import EVALUATED, STORED, SteeringVectors
 
 PAPER = "https://arxiv.org/abs/2505.12313"
@@ -94,7 +95,7 @@ def _layers(vectors: SteeringVectors) -> tuple[tuple[str, ...], list[tuple[str, 
     named |= {"norm": "norm", "scale": "scale", "validation_auc": "validation AUC"}
     shown = [key for key in named if any(row.get(key) is not None for row in rows)]
     return tuple(named[key] for key in shown), [
-        tuple(_number(row.get(key)) for key in shown) for row in rows
+        tuple(short(row.get(key)) for key in shown) for row in rows
     ]
 
 
@@ -103,9 +104,9 @@ def _measured(metadata: dict[str, Any]) -> list[str]:
     for found in metadata.get(STORED, []):
         layers = ", ".join(map(str, found["layers"]))
         parts.append(
-            f"Calibrated: strength {found['strength']:.4g} at layers {layers} costs "
-            f"{found['divergence']:.3g} of a budget of {found['budget']:g} "
-            f"({_unit(found['measure'])}) on {found['texts']} neutral texts."
+            f"Calibrated: strength {short(found['strength'])} at layers {layers} costs "
+            f"{short(found['divergence'], 3)} of a budget of {setting(found['budget'])} "
+            f"({unit(found['measure'])}) on {found['texts']} neutral texts."
         )
     for measured in metadata.get(EVALUATED, []):
         parts += [f"{measured['verdict']}", f"Measured: {measured['task']}. {_budget(measured)}"]
@@ -117,15 +118,15 @@ def _controls(rows: list[dict[str, Any]]) -> str:
     head = ("steered by", "score", "divergence", "layers", "strength", "p, unsteered", "p, random")
     cells = []
     for row in rows:
-        score = row["score"]
-        tests = [_p(test) for test in row["against"].values()] or ["-", "-"]
+        score = (row["score"][name] for name in ("mean", "low", "high"))
+        tests = [p_value(test) for test in row["against"].values()] or ["-", "-"]
         cells.append(
             (
                 row["name"],
-                f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]",
-                f"{row['divergence']:.3f}" + ("" if row["within"] else " (over budget)"),
+                interval(score, fixed),
+                fixed(row["divergence"], 3) + ("" if row["within"] else " (over budget)"),
                 ", ".join(map(str, row["layers"])) or "-",
-                "-" if row["strength"] is None else f"{row['strength']:.2f}",
+                fixed(row["strength"]),
                 *tests,
             )
         )
@@ -134,19 +135,10 @@ def _controls(rows: list[dict[str, Any]]) -> str:
 
 def _budget(measured: dict[str, Any]) -> str:
     return (
-        f"All at a budget of {measured['budget']:g} ({_unit(measured['measure'])}) on neutral "
-        "text; brackets are 95 % bootstrap intervals, p-values are of paired tests, corrected for "
-        "how many there are."
+        f"All at a budget of {setting(measured['budget'])} ({unit(measured['measure'])}) on "
+        "neutral text; brackets are 95 % bootstrap intervals, p-values are of paired tests, "
+        "corrected for how many there are."
     )
-
-
-def _p(test: dict[str, Any]) -> str:
-    p = test["p_value"] if test["adjusted"] is None else test["adjusted"]
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
-
-
-def _unit(measure: str) -> str:
-    return "KL, nats per token" if measure == "kl" else "ratio of perplexities"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -156,10 +148,6 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(str(text).replace("|", "\\|").split())
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _flat(value: Any) -> str:

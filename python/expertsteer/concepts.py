@@ -10,15 +10,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ._examples import Example
 from ._files import ArtifactError, _replacing, to_json
+from ._names import checked_name
 from ._progress import progress
 from ._ranks import Ranks
 from ._rows import ContrastSetError
 from ._tables import JSON_LINES, PARQUET
+from ._telling import about
+from ._tensors import integers
 from .contrast import ContrastSet
 from .fit import LEAST_PER_CLASS
 from .pipeline import ExpertSteer
@@ -116,12 +118,13 @@ def fit_concepts(
 def _fit(concept: Concept, settings: ExpertSteer, captured: tuple, folder: Path, made: str) -> None:
     expert, target, loaded = captured
     fitter = replace(settings)
-    vectors = fitter.fit_states(concept.states(expert), concept.states(target))
+    with about(f"concept {concept.name}"):
+        vectors = fitter.fit_states(concept.states(expert), concept.states(target))
     if loaded is not None:
         vectors = fitter.calibrated(vectors, *loaded)
-    about = {"concept": {"name": concept.name, "contrast": concept.digest, "made": made}}
+    origin = {"concept": {"name": concept.name, "contrast": concept.digest, "made": made}}
     fitter.pairing_.save_pretrained(folder)
-    replace(vectors, metadata=vectors.metadata | about).save_pretrained(folder)
+    replace(vectors, metadata=vectors.metadata | origin).save_pretrained(folder)
 
 
 def _sources(
@@ -130,10 +133,11 @@ def _sources(
     """What reads each concept's examples anew, by name."""
     if isinstance(contrasts, Mapping):
         for name, contrast in contrasts.items():
-            if not isinstance(contrast, ContrastSet) or not _is_name(name):
+            _require_name(name)
+            if not isinstance(contrast, ContrastSet):
                 raise ContrastSetError(
-                    "contrasts must be contrast sets by names that folders can have, came "
-                    f"{name!r}: {type(contrast).__name__}"
+                    f"contrasts must be contrast sets by name, came {name!r}: "
+                    f"{type(contrast).__name__}"
                 )
         found = {name: contrast.numbered for name, contrast in contrasts.items()}
     else:
@@ -144,7 +148,8 @@ def _sources(
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in kinds)
         found = {}
         for path in paths:
-            if path.stem in found or not _is_name(path.stem):
+            _require_name(path.stem)
+            if path.stem in found:
                 raise ContrastSetError(
                     f"{path}: each concept is called like its file, and {path.stem!r} is taken; "
                     "rename it"
@@ -158,9 +163,17 @@ def _sources(
     return found
 
 
-def _is_name(name: Any) -> bool:
-    taken = (INDEX, "captures")
-    return isinstance(name, str) and Path(name).name == name and name not in taken
+def _require_name(name: Any) -> None:
+    """Refuse what the folder of a concept's vectors cannot be called beside the others."""
+    try:
+        checked_name("the concept", name)
+    except ValueError as error:
+        raise ContrastSetError(f"contrasts: {error}") from None
+    if name in (INDEX, "captures"):
+        raise ContrastSetError(
+            f"contrasts: {name!r} stands for something else in the folder of all vectors; call the "
+            "concept otherwise"
+        )
 
 
 class _Texts:
@@ -214,12 +227,12 @@ def _concept(name: str, contrast: ContrastSet, places: dict[bytes, int]) -> Conc
             f"fitting needs at least {LEAST_PER_CLASS} examples of each label, came "
             f"{len(contrast) - positive} with label 0 and {positive} with label 1"
         )
-    pairs = torch.tensor([-1 if pair is None else pair for pair in contrast.pairs])
+    pairs = integers(-1 if pair is None else pair for pair in contrast.pairs)
     return Concept(
         name,
-        torch.tensor([places.setdefault(_mark(e), len(places)) for e in contrast]),
-        torch.tensor(contrast.labels),
-        torch.tensor(contrast.keys),
+        integers(places.setdefault(_mark(e), len(places)) for e in contrast),
+        integers(contrast.labels),
+        integers(contrast.keys),
         None if bool((pairs < 0).all()) else pairs,
         contrast.digest,
     )

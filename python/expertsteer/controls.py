@@ -17,7 +17,8 @@ from torch import nn
 from ._equal_price import Bench, Score
 from ._neutral import neutral_texts
 from ._progress import progress as shown
-from .artifacts import HiddenStates, require_same_examples
+from .align import Captured
+from .artifacts import require_same_examples
 from .baselines import (
     DEFAULT,
     METHODS,
@@ -46,8 +47,8 @@ class Compared(NamedTuple):
 
 def compare(
     model: nn.Module,
-    expert: HiddenStates | None,
-    target: HiddenStates | None,
+    expert: Captured | None,
+    target: Captured | None,
     score: Score,
     neutral: Sequence[Any],
     tokenizer: Any = None,
@@ -67,6 +68,7 @@ def compare(
     start: float = 0.2,
     batch_size: int = 64,
     max_length: int | None = None,
+    decoder_layers: str | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Measure steering beside every control, all at the same divergence on neutral text.
@@ -76,7 +78,8 @@ def compare(
     flip their sign as well, which is more freedom than any fitted method has.
 
     Args:
-        model: the target, not steered; expert, target: the captures, over one contrast set.
+        model: the target, not steered; expert, target: the captures, over one contrast set,
+            in memory or on disk (`StoredStates`).
             Without the expert's the target's own vectors are fitted, without both none are.
         score: ``score(split, prompt) -> [N]`` of the model as it is now, larger is better, on the
             items of ``"validation"`` or ``"test"``, with ``prompt`` put before each. Right and
@@ -101,6 +104,7 @@ def compare(
         shortlist: how many pairs have their effect measured for the validated ones, by default
             three for each pair, at most 24.
         rfm: see `fit_vectors`; start, batch_size, max_length: see `calibrate`.
+        decoder_layers: see `attach`.
         seed: of every random choice; random direction i is drawn from ``1000 * seed + i``.
         progress: show bars on a terminal.
 
@@ -119,7 +123,8 @@ def compare(
 
 def compared(
     model, expert, target, score, neutral, tokenizer, *, budget, measure, methods, vectors, random,
-    prompts, prices, layers, pairs, shortlist, rfm, seed, start, batch_size, max_length, progress,
+    prompts, prices, layers, pairs, shortlist, rfm, seed, start, batch_size, max_length,
+    decoder_layers, progress,
 ) -> Compared:  # fmt: skip
     """`compare`, with what it was made from."""
     started, vectors = time.perf_counter(), dict(vectors or {})
@@ -129,7 +134,7 @@ def compared(
     halves = [
         neutral_texts(model, neutral[i::2], tokenizer, max_length, least) for i in (0, 1)
     ]  # chosen on, reported on
-    searching = Searching(limit, PASSES, start)
+    searching = Searching(limit, PASSES, start, options={"decoder_layers": decoder_layers})
     bench = Bench(model, score, measure, *halves, searching, batch_size, dict(prices or {}))
     subsets, effect_passes = _subsets(known, layers), 0
     before_steering = bench.rank("validation")
@@ -172,7 +177,7 @@ def compared(
 
 
 def _steerable(
-    expert: HiddenStates | None, target: HiddenStates | None, vectors: dict[str, SteeringVectors]
+    expert: Captured | None, target: Captured | None, vectors: dict[str, SteeringVectors]
 ) -> tuple[int, ...]:
     """The layers that can be tried."""
     if expert is not None and target is not None:
@@ -193,7 +198,7 @@ def _steerable(
 
 
 def _random(
-    target: HiddenStates | None, vectors: dict[str, SteeringVectors], seed: int
+    target: Captured | None, vectors: dict[str, SteeringVectors], seed: int
 ) -> SteeringVectors:
     if target is not None:
         return random_directions(target, seed)
@@ -207,7 +212,8 @@ def _score(row: ComparisonRow) -> float:
 
 def _summary(tried: list[ComparisonRow]) -> list[ComparisonRow]:
     """Random directions together: their mean over every item, and the best on the test split."""
-    values = torch.tensor([row.values for row in tried], dtype=torch.float64).mean(dim=0)
+    rows = [row.values for row in tried]
+    values = torch.tensor(rows, dtype=torch.float64, device="cpu").mean(dim=0)
     count = len(tried)
 
     def mean(numbers: Sequence[float]) -> float:

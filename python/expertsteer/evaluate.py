@@ -18,7 +18,7 @@ from .scoring import choice_probabilities, mean_loss
 from .vectors import SteeringVectors
 
 if TYPE_CHECKING:
-    from .artifacts import HiddenStates
+    from .align import Captured
     from .controls import Compared
     from .evaluation import Evaluation, Example
     from .pairing import LayerPairing
@@ -38,8 +38,8 @@ def evaluate(
     model: nn.Module,
     tokenizer: Any,
     task: Task | TaskOnModel,
-    expert: HiddenStates | None = None,
-    target: HiddenStates | None = None,
+    expert: Captured | None = None,
+    target: Captured | None = None,
     neutral: Sequence[str] = (),
     *,
     vectors: SteeringVectors | Mapping[str, SteeringVectors] | None = None,
@@ -62,6 +62,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 32,
     max_length: int | None = None,
+    decoder_layers: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure what steering does to a task, against every control, all at one divergence budget.
@@ -95,7 +96,7 @@ def evaluate(
         settings: what else should be told of the run, json values, such as the command.
         batch_size: sequences per forward pass of the task; `compare` has twice as many.
         budget, measure, methods, random, prompts, layers, pairs, shortlist, rfm: see `compare`.
-        seed, max_length, progress: see `compare`.
+        seed, max_length, decoder_layers, progress: see `compare`.
 
     Raises:
         ValueError: no strength of the method meets the budget, a task that does not fit the model
@@ -142,6 +143,7 @@ def evaluate(
         start=0.2,
         batch_size=2 * batch_size,
         max_length=max_length,
+        decoder_layers=decoder_layers,
         progress=progress,
     )
     name = _method(made, method, named)
@@ -277,8 +279,9 @@ def _neutral_price(
     from ._neutral import neutral_texts
     from .scoring import behind, log_probabilities
 
-    texts = list(neutral[1::2])
-    rows = [list(row) for row in neutral_texts(model, texts, tokenizer, longest, 2).rows]
+    given = list(neutral[1::2])
+    kept = neutral_texts(model, given, tokenizer, longest, 2)
+    rows, texts = [list(row) for row in kept.rows], kept.of(given)
 
     def loss(prompt: str) -> float:
         scored = behind(tokenizer, rows, texts, prompt) if prompt else [(ids, 1) for ids in rows]
@@ -313,9 +316,8 @@ def _harness(
     chosen = made.bench.chosen[name]
     options = {"seed": seed, "batch_size": batch_size, "progress": progress} | dict(options)
     model = made.bench.model
-    rows = evaluate_lm_eval(
-        model, tokenizer, vectors=chosen.vectors, strength=chosen.strength, **options
-    )
+    options |= {"vectors": chosen.vectors, "strength": chosen.strength}
+    rows = evaluate_lm_eval(model, tokenizer, **made.bench.searching.options, **options)
     return tuple(row.to_dict() for row in rows)
 
 

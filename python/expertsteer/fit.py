@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._tensors import integers
 from .align import Captured, align_pairs
 from .artifacts import Alignment, LayerPairing, require_same_examples
 from .rfm import RFM, auc
@@ -130,11 +131,11 @@ def _split(labels: Tensor, pairs: Tensor | None, share: float, seed: int) -> tup
     generator = torch.Generator().manual_seed(seed)
     held: list[int] = []
     for _, members in sorted(strata.items()):
-        order = torch.randperm(len(members), generator=generator).tolist()
+        order = torch.randperm(len(members), generator=generator, device="cpu").tolist()
         count = max(1, round(share * len(members))) if share else 0
         held += [row for i in order[:count] for row in members[i]]
-    out = torch.tensor(sorted(held), dtype=torch.int64)
-    kept = torch.ones(len(labels), dtype=torch.bool)
+    out = integers(sorted(held))
+    kept = torch.ones(len(labels), dtype=torch.bool, device="cpu")
     kept[out] = False
     train = kept.nonzero().flatten()
     if share and min(torch.bincount(labels[train], minlength=2)) < 2:
@@ -193,7 +194,7 @@ def _logistic(centred: Tensor, labels: Tensor) -> Tensor:
     probe = LogisticRegression(max_iter=2000).fit(
         (centred / scale).cpu().numpy(), labels.cpu().numpy()
     )
-    return torch.as_tensor(probe.coef_[0]).to(centred)
+    return torch.from_numpy(probe.coef_[0]).to(centred)
 
 
 def _json_pair(pair) -> dict[str, Any]:

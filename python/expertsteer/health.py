@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .align import align_pairs
+from ._telling import tell
+from .align import Captured, align_pairs
 from .artifacts import (
     Alignment,
-    HiddenStates,
     LayerPairing,
     MutualInformation,
     require_same_examples,
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 STORED = "health"  # the metadata's name for what `inspect` shows again
 # Figures that are bad at or above their limit; the others are at or below it.
 MOST = ("reconstruction_error", "largest_coordinate", "largest_norm")
+
+
+class HealthWarning(UserWarning):
+    """The health check of a fit found something wrong."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,11 @@ class Health:
     def ok(self) -> bool:
         return not self.findings
 
+    def tell(self) -> None:
+        """Each finding as a `HealthWarning`."""
+        for message in self.warnings:
+            tell(message, HealthWarning)
+
     def to_dict(self) -> dict[str, Any]:
         """Json values, ``ok`` and ``warnings`` included."""
         return {"ok": self.ok, "warnings": list(self.warnings)} | asdict(self)
@@ -149,8 +158,8 @@ _COUNTS = ("examples", "positive", "expert_width", "target_width", "cuts", "half
 
 
 def health(
-    expert: HiddenStates,
-    target: HiddenStates,
+    expert: Captured,
+    target: Captured,
     alignment: Alignment,
     pairing: LayerPairing,
     vectors: SteeringVectors,
@@ -208,6 +217,7 @@ def health(
     measured, half_rows = measure(
         expert, target, align_pairs(alignment, expert, target, pairs), pairs, vectors, settings
     )
+    alike = {e: figures.pop("copies") for (e, _), figures in zip(pairs, measured)}
     rows = tuple(
         PairHealth(*pair, **{name: _finite(v) for name, v in (kept | told | new).items()})
         for pair, kept, told, new in zip(pairs, known, read, measured)
@@ -221,7 +231,7 @@ def health(
         "half_rows": half_rows,
         "seed": seed,
     }
-    found = findings(rows, counts, alignment.settings)
+    found = findings(rows, counts, alignment.settings, alike)
     return Health(rows, found, **counts, limits=limits(counts))
 
 
@@ -231,7 +241,7 @@ def _require_at_least(**values: tuple[int, int]) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}, came {value!r}")
 
 
-def _require_vectors(pairing: LayerPairing, vectors: SteeringVectors, target: HiddenStates) -> None:
+def _require_vectors(pairing: LayerPairing, vectors: SteeringVectors, target: Captured) -> None:
     missing = [t for t in pairing.target_layers if t not in vectors.vectors]
     if missing:
         raise ValueError(

@@ -8,6 +8,7 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
+from ._numbers import fixed, short
 from .pairing import LayerPairing
 
 MOST_NUMBERS = 12  # columns that still show numbers; beyond, two characters of shade each
@@ -61,7 +62,7 @@ def _cell(value: float, share: float, chosen: bool, numbers: bool) -> tuple[str,
     rgb = [round(c + share * (h - c)) for c, h in zip(COLD, HOT)]
     background = Style(bgcolor=Color.from_rgb(*rgb), color="white" if share > 0.5 else "black")
     if numbers:
-        text = f"[{value:.2f}]" if chosen else f"{value:.2f}"
+        text = f"[{fixed(value)}]" if chosen else fixed(value)
         return f"{text:^7}", background + CHOSEN if chosen else background
     if chosen:
         return "◆ ", background + CHOSEN
@@ -72,15 +73,15 @@ def _cell(value: float, share: float, chosen: bool, numbers: bool) -> tuple[str,
 def _legend(pairing: LayerPairing, matrix: Tensor, numbers: bool) -> Text:
     mark = "[ ]" if numbers else "◆"
     text = f"{mark} the {len(pairing)} pairs by rule {pairing.rule!r}; mutual information "
-    text += f"{float(matrix.min()):.2f} to {float(matrix.max()):.2f} nats"
+    text += f"{fixed(float(matrix.min()))} to {fixed(float(matrix.max()))} nats"
     if not numbers:
         text += f", from {SHADES[1]} (low) to {SHADES[-1]} (high)"
     if pairing.floor is not None:
         above = int((matrix > pairing.floor).sum())
         text += f"; {above} of {matrix.numel()} pairs above what chance gives"
     if not numbers:
-        chosen = (f"{p.expert_layer} → {p.target_layer}: {p.nats:.2f}" for p in pairing)
+        chosen = (f"{p.expert_layer} → {p.target_layer}: {fixed(p.nats)}" for p in pairing)
         text += f"\nexpert layer → target layer: nats   {',  '.join(chosen)}"
     for expert, target, effect in pairing.effects:
-        text += f"\nexpert layer {expert}, target layer {target}: held-out effect {effect:.4g}"
+        text += f"\nexpert layer {expert}, target layer {target}: held-out effect {short(effect)}"
     return Text(text)

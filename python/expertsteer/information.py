@@ -7,7 +7,6 @@ states may lie on disk; what each keeps in memory is said in `mutual_information
 from __future__ import annotations
 
 import math
-import warnings
 from typing import overload
 
 from torch import Tensor
@@ -16,17 +15,20 @@ from . import _gaussian, _ksg, _renyi
 from ._gaussian import Gaussian
 from ._ksg import Ksg
 from ._layers import Layers, LayerSource, paired
+from ._projection import Wanted
 from ._renyi import Renyi2
 from ._sampling import KEPT, against_null, interval, require_draws
+from ._telling import tell
 from .artifacts import HiddenStates, MutualInformation
+from .stored import StoredStates
 
 ESTIMATORS = ("gaussian", "ksg", "renyi2")
 
 
 @overload
 def mutual_information(
-    x: Tensor | HiddenStates | LayerSource,
-    y: Tensor | HiddenStates | LayerSource,
+    x: Tensor | HiddenStates | StoredStates | LayerSource,
+    y: Tensor | HiddenStates | StoredStates | LayerSource,
     estimator: str = ...,
     *,
     null: None = ...,
@@ -34,8 +36,8 @@ def mutual_information(
 ) -> Tensor: ...
 @overload
 def mutual_information(
-    x: Tensor | HiddenStates | LayerSource,
-    y: Tensor | HiddenStates | LayerSource,
+    x: Tensor | HiddenStates | StoredStates | LayerSource,
+    y: Tensor | HiddenStates | StoredStates | LayerSource,
     estimator: str = ...,
     *,
     null: int | None = ...,
@@ -73,7 +75,8 @@ def mutual_information(
             an estimate of Shannon's information, and not zero for independent layers (see
             ``null``).
         components: principal components r kept per layer; by default 32 (``"gaussian"``) or 4
-            (``"ksg"``), less where the widths or the number of rows do not allow it.
+            (``"ksg"``), less where the widths or the number of rows do not allow it, or where a
+            layer varies in fewer directions (duplicated rows): a ``UserWarning`` names them.
             ``"renyi2"`` takes the states whole.
         null: permutations of the rows of ``y`` for the floor that chance alone would give.
         bootstrap: draws of 80 % of the examples, without replacement, for a 95 % interval.
@@ -98,8 +101,30 @@ def mutual_information(
 
     Raises:
         ValueError: shapes that do not match, non-finite entries, more components than the width,
-            too few rows, a constant layer, an option of another estimator.
+            too few rows, a constant layer, a layer that varies in fewer directions than the
+            components asked for, an option of another estimator.
     """
+    options = dict(locals())  # the arguments, which `estimated` names once more
+    made = estimated(options.pop("x"), options.pop("y"), **options)
+    return made.nats if null is None and bootstrap is None else made
+
+
+def estimated(
+    x,
+    y,
+    estimator: str = "gaussian",
+    *,
+    components: int | None = None,
+    null: int | None = None,
+    bootstrap: int | None = None,
+    seed: int = 0,
+    backend: str = "auto",
+    k: int = 3,
+    variant: int = 1,
+    max_components: int = _ksg.MOST_COMPONENTS,
+    memory: float = 2.0,
+) -> MutualInformation:
+    """`mutual_information`, always with what it was made from."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {ESTIMATORS}, came {estimator!r}")
     if estimator != "ksg" and (k, variant, max_components) != (3, 1, _ksg.MOST_COMPONENTS):
@@ -111,23 +136,30 @@ def mutual_information(
     x, y = Layers("x", x), Layers("y", y)
     examples = paired(x, y)
     width = min(x.shape.width, y.shape.width)
+    asked = components is not None
+    wanted = None
     if estimator == "gaussian":
-        components = _gaussian.choose_components(components, width, examples)
+        wanted = Wanted(_gaussian.choose_components(components, width, examples), asked)
         if bootstrap is not None:
-            _require_rows_for_draws(examples, components)
-        fitted = Gaussian(x, y, components, seed, backend)
+            _require_rows_for_draws(examples, wanted.count)
+        fitted = Gaussian(x, y, wanted, seed, backend)
     elif estimator == "ksg":
-        components = _ksg.choose_components(components, max_components, width, examples, k)
-        fitted = Ksg(x, y, components, k, variant, backend)
+        chosen = _ksg.choose_components(components, max_components, width, examples, k)
+        wanted = Wanted(chosen, asked)
+        fitted = Ksg(x, y, wanted, k, variant, backend)
     else:
         _renyi.require_whole(components, backend)
         fitted = Renyi2(x, y, memory)
+    components = None if wanted is None else wanted.count
+    if wanted is not None and wanted.fewer:
+        tell(
+            f"{wanted.fewer}: the information is estimated with {components} components, and "
+            "copies make it look larger than it is; remove duplicates, or leave the layer out"
+        )
     nats = fitted.estimate()
     shrinkage = fitted.shrinkage if estimator == "gaussian" else None
     if shrinkage is not None and bool((shrinkage > 0).any()):
         _warn_of_shrinkage(shrinkage, examples, components)
-    if null is None and bootstrap is None:
-        return nats
     kept = {"estimator": estimator, "examples": examples, "components": components}
     if null is not None:
         kept |= against_null(fitted, nats, null, seed)
@@ -137,12 +169,10 @@ def mutual_information(
 
 
 def _warn_of_shrinkage(shrinkage: Tensor, examples: int, r: int) -> None:
-    warnings.warn(
+    tell(
         f"{examples} examples are too few for an unbiased estimate with {r} components: "
         f"correlations were shrunk by {float(shrinkage.mean()):.2f} on average and the "
-        f"information is underestimated; {4 * r + 4} examples need no shrinkage",
-        UserWarning,
-        stacklevel=3,
+        f"information is underestimated; {4 * r + 4} examples need no shrinkage"
     )
 
 

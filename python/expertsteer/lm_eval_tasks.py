@@ -72,6 +72,7 @@ def evaluate_lm_eval(
     num_fewshot: int | None = None,
     max_length: int | None = None,
     seed: int = 0,
+    decoder_layers: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> list[HarnessRow]:
@@ -80,7 +81,7 @@ def evaluate_lm_eval(
     Args:
         model, tokenizer: the target, not steered yet; both come back as they were.
         tasks: names of the harness, or of the task files in ``include_path``.
-        vectors, strength, positions: see `attach`.
+        vectors, strength, positions, decoder_layers: see `attach`.
         include_path: folders of task files (yaml) of one's own.
         batch_size: sequences per forward pass.
         limit: items of each task: a number, or a share below 1.
@@ -107,14 +108,15 @@ def evaluate_lm_eval(
 
         return simple_evaluate(harness, tasks=names, task_manager=manager, **settings)
 
-    with attach(model, vectors, strength=strength, positions=positions):
+    attached = {"strength": strength, "positions": positions, "decoder_layers": decoder_layers}
+    with attach(model, vectors, **attached):
         pass  # what cannot be attached is refused now, not after the unsteered run
     with evaluating(model), _restored(tokenizer):
         harness = live_harness(
             model, tokenizer, batch_size, max_length, plain=positions == "all", progress=progress
         )
         before = run(harness)
-        with attach(model, vectors, strength=strength, positions=positions) as steering:
+        with attach(model, vectors, **attached) as steering:
             harness.steering = steering
             after = run(harness)
     rows = list(_rows(before, after, seed))
@@ -200,9 +202,10 @@ def _masked(base: type) -> type:
 
             lengths, prompts = self.waiting.lengths(inps.tolist())
             places = torch.arange(inps.shape[1], device=inps.device)
-            mask = (places < torch.tensor(lengths, device=inps.device).unsqueeze(1)).long()
+            ends = torch.tensor(lengths, dtype=torch.int64, device=inps.device).unsqueeze(1)
+            mask = (places < ends).long()
             if self.steering is not None:
-                self.steering.set(prompt_length=torch.tensor(prompts))
+                self.steering.set(prompt_length=prompts)
             try:
                 with torch.no_grad():
                     scores = self.model(inps, attention_mask=mask).logits

@@ -109,9 +109,9 @@ def capture(
         states = reader.states(tokens, on_batch=bar.update)
     return HiddenStates(
         states=states,
-        labels=torch.tensor(contrast.labels, dtype=torch.int64),
+        labels=torch.tensor(contrast.labels, dtype=torch.int64, device="cpu"),
         layers=reader.layers,
-        keys=torch.tensor(contrast.keys, dtype=torch.int64),
+        keys=torch.tensor(contrast.keys, dtype=torch.int64, device="cpu"),
         pairs=_pair_numbers(contrast.pairs),
         position=position,
         model=describe(model, decoder_layers) | {"hidden_size": states.shape[2]},
@@ -274,7 +274,7 @@ def _pair_numbers(pairs: Iterable[int | None]) -> Tensor | None:
     """Pairs numbered from 0, -1 for examples that stand alone; ``None`` where all do."""
     order: dict[int, int] = {}
     numbers = [-1 if p is None else order.setdefault(p, len(order)) for p in pairs]
-    return torch.tensor(numbers, dtype=torch.int64) if order else None
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu") if order else None
 
 
 def _told_width(model: nn.Module) -> int | None:
@@ -288,7 +288,7 @@ def _usable_device(device: str | torch.device | None) -> str | torch.device:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if device not in _SPREAD:
-            torch.empty(0, device=device)
+            torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ._files import parsing, read_artifact, write_artifact
+from ._numbers import short
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,9 @@ class LayerPairing:
             )
 
     def __repr__(self) -> str:
-        listed = ", ".join(f"{p.expert_layer} -> {p.target_layer}: {p.nats:.3g}" for p in self)
+        listed = ", ".join(
+            f"{p.expert_layer} -> {p.target_layer}: {short(float(p.nats), 3)}" for p in self
+        )
         matrix = "none" if self.matrix is None else "x".join(map(str, self.matrix.shape))
         return f"LayerPairing(rule={self.rule!r}, nats=[{listed}], matrix={matrix})"
 

@@ -41,7 +41,8 @@ class ExpertSteer:
             the target, and ``attach(..., strength="auto")`` uses it. budget, measure: see
             `calibrate`.
         health: whether to check the fit (see `health`), at the cost of another alignment and one
-            or two more fits of the chosen pairs; the result goes into the vectors' metadata.
+            or two more fits of the chosen pairs; what it finds wrong is told as `HealthWarning`
+            (``expertsteer.HealthWarning``), and the result goes into the vectors' metadata.
         seed: of every random choice.
         captures: a folder for the states, ``expert`` and ``target`` in it (`capture_to`): a fit
             that was stopped goes on there. Needed where several processes share the work
@@ -241,6 +242,8 @@ class ExpertSteer:
                 progress=self.progress,
             )
         )
+        if ranks.rank == 0:
+            self.health_.tell()
         return replace(vectors, metadata=vectors.metadata | {STORED: self.health_.to_dict()})
 
     def calibrated(

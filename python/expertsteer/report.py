@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from torch import Tensor
 
+from ._numbers import fixed, interval, p_value, setting, unit
 from .artifacts import LayerPairing
 
 if TYPE_CHECKING:
@@ -38,15 +39,14 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
     for name in ("accuracy", "prob.", "loss,\nother", "loss,\nplain", "layers", "strength"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        a = row.accuracy
         table.add_row(
             row.name,
-            f"{a.mean:.2f} [{a.low:.2f}, {a.high:.2f}]".replace("0.", "."),
-            f"{row.probability.mean:.2f}".replace("0.", "."),
-            f"{row.other_loss:.2f}",
-            f"{row.plain_loss:.2f}",
+            interval(row.accuracy, _score),
+            _score(row.probability.mean),
+            fixed(row.other_loss),
+            fixed(row.plain_loss),
             ", ".join(map(str, row.layers)) or "-",
-            "-" if row.strength is None else f"{row.strength:g}",
+            setting(row.strength),
             style="bold" if row.is_default else None,
         )
     return table
@@ -54,11 +54,11 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
 
 def comparison_table(comparison: Comparison, title: str) -> Table:
     """Every method at the same divergence budget: score, price, chosen settings, tests."""
-    unit = "nats per token" if comparison.measure == "kl" else "perplexity ratio"
     family = max((t.family for r in comparison.rows for t in r.against.values()), default=1)
     caption = (
-        f"budget {comparison.budget:g} {unit}; [ ] 95 % bootstrap intervals; p after Holm's "
-        f"correction over {family} tests, ↓ where the method is lower; * over the budget"
+        f"budget {setting(comparison.budget)} {unit(comparison.measure)}; [ ] 95 % bootstrap "
+        f"intervals; p after Holm's correction over {family} tests, ↓ where the method is lower; "
+        "* over the budget"
     )
     table = Table(title=title, caption=caption)
     table.add_column("steered by", min_width=22)
@@ -68,25 +68,26 @@ def comparison_table(comparison: Comparison, title: str) -> Table:
     for name in ("p, un-\nsteered", "p, best\nrandom"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
-        mean, low, high = row.score
         p = [_p_value(test) for test in row.against.values()]
-        setting = "-" if row.strength is None else f"{row.strength:.2f}"
-        setting = f"{row.extra_tokens} tokens" if row.prompt else setting
+        chosen = f"{row.extra_tokens} tokens" if row.prompt else fixed(row.strength)
         table.add_row(
             row.name,
-            f"{mean:.2f} [{low:.2f}, {high:.2f}]".replace("0.", "."),
-            f"{row.divergence:.3f}" + ("" if row.within else "*"),
-            *(f"{row.prices[name]:.2f}" for name in names),
+            interval(row.score, _score),
+            fixed(row.divergence, 3) + ("" if row.within else "*"),
+            *(fixed(row.prices[name]) for name in names),
             ", ".join(map(str, row.layers)) or "-",
-            setting,
+            chosen,
             *(p or ["-", "-"]),
         )
     return table
 
 
 def _p_value(test: PairedTest) -> str:
-    p = test.p_value if test.adjusted is None else test.adjusted
-    return ("<.0001" if p < 1e-4 else f"{p:.2g}") + (" ↓" if test.difference.mean < 0 else "")
+    return p_value(test) + (" ↓" if test.difference.mean < 0 else "")
+
+
+def _score(value: float) -> str:
+    return fixed(value, bare=True)
 
 
 def heat_map(

@@ -93,7 +93,7 @@ def mean_loss(
     sequences = behind(tokenizer, rows, texts, context)
     scored = [len(ids) - start for ids, start in sequences]
     total = log_probabilities(model, sequences, batch_size)
-    return -total / torch.tensor(scored, dtype=torch.float64)
+    return -total / torch.tensor(scored, dtype=torch.float64, device="cpu")
 
 
 def choice_sequences(
@@ -127,10 +127,11 @@ def behind(
     """
     longer = [behind_prompt(tokenizer, context, text) for text in texts]
     whole = encode(tokenizer, longer) if context else rows
-    scored = [min(common_end(ids, all_ids), len(ids) - 1) for ids, all_ids in zip(rows, whole)]
+    pairs = zip(rows, whole, strict=True)
+    scored = [min(common_end(ids, all_ids), len(ids) - 1) for ids, all_ids in pairs]
     if min(scored) < 1:
         raise ValueError(f"context {context!r} merges with a text; let it end in a space or line")
-    return [(ids, len(ids) - count) for ids, count in zip(whole, scored)]
+    return [(ids, len(ids) - count) for ids, count in zip(whole, scored, strict=True)]
 
 
 def _choice_table(prompts, choices) -> list[list[str]]:
@@ -174,7 +175,7 @@ def log_probabilities(
     for row, (ids, start) in enumerate(sequences):
         readers.setdefault((start, tuple(ids[:-1])), []).append(row)
     inputs = list(readers)
-    total = torch.zeros(len(sequences), dtype=torch.float64)
+    total = torch.zeros(len(sequences), dtype=torch.float64, device="cpu")
     with torch.inference_mode(), evaluating(model):
         batches = length_batches([len(ids) for _, ids in inputs], batch_size)
         for batch in progress(batches, bar or "", bar is not None):
@@ -182,7 +183,8 @@ def log_probabilities(
             for i, scores in zip(batch, out):
                 start, ids = inputs[i]
                 scores = scores[start - 1 : len(ids)].float().log_softmax(dim=-1).cpu()
-                path = scores[:-1].gather(1, torch.tensor(ids[start:]).view(-1, 1)).double().sum()
+                told = torch.tensor(ids[start:], dtype=torch.int64, device="cpu").view(-1, 1)
+                path = scores[:-1].gather(1, told).double().sum()
                 rows = readers[inputs[i]]
                 last = [sequences[row][0][-1] for row in rows]
                 total[rows] = path + scores[-1, last].double()

@@ -85,11 +85,11 @@ class RFMClassifier(ClassifierMixin, BaseEstimator):
                 random_state=self.random_state,
                 stratify=codes,
             )
-            held = (torch.tensor(X_val), self._targets(held_codes))
+            held = (torch.from_numpy(np.array(X_val)), self._targets(held_codes))
         arguments = self.get_params()
         for name in ("validation_fraction", "random_state"):
             del arguments[name]
-        self.rfm_ = RFM(**arguments).fit(torch.tensor(X), self._targets(codes), *held)
+        self.rfm_ = RFM(**arguments).fit(torch.from_numpy(np.array(X)), self._targets(codes), *held)
         self.direction_ = self.rfm_.direction_.numpy()
         self.n_iter_ = self.rfm_.best_iter_ + 1
         return self
@@ -104,7 +104,7 @@ class RFMClassifier(ClassifierMixin, BaseEstimator):
         """``[N]``, above 0 for ``classes_[1]``; ``[N, classes]`` for more than two classes."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        outputs = self.rfm_.predict(torch.tensor(X)).double().numpy()
+        outputs = self.rfm_.predict(torch.from_numpy(np.array(X))).double().numpy()
         return outputs - 0.5 if len(self.classes_) == 2 else outputs
 
     def predict(self, X):

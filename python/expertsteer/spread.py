@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ._layers import Layers
 from ._ranks import Ranks
+from ._tensors import integers
 from .align import Captured, align
 from .artifacts import Alignment, LayerPairing, MutualInformation
 from .fit import fit_vectors
-from .information import mutual_information
+from .information import estimated
 from .rfm import RFM
 from .vectors import SteeringVectors
 
@@ -32,17 +33,17 @@ def information_over(
     A row of the matrix needs its own expert layer and all target layers only.
     """
     rows = ranks.share(range(len(expert.layers)))
-    part = None
-    if rows:
-        found = mutual_information(_SomeLayers(expert, rows), target, **options)
-        part = found
-        if isinstance(found, Tensor):
-            part = MutualInformation(found, estimator=options.get("estimator", "gaussian"))
+    part = estimated(_SomeLayers(expert, rows), target, **options) if rows else None
     if ranks.size == 1:
         return part
+    # Layers that vary in few directions lower the number of components for all of them.
+    counts = [c for c in ranks.gather(part and part.components) if c is not None]
+    if part is not None and counts and part.components != min(counts):
+        least = options | {"components": min(counts)}
+        part = estimated(_SomeLayers(expert, rows), target, **least)
     parts = [other for other in ranks.gather(part) if other is not None]
-    order = torch.tensor([i for r in range(ranks.size) for i in range(len(expert.layers))
-                          if i % ranks.size == r]).argsort()  # fmt: skip
+    taken = [i for r in range(ranks.size) for i in range(len(expert.layers)) if i % ranks.size == r]
+    order = integers(taken).argsort()
     whole = {
         name: torch.cat([getattr(p, name) for p in parts])[order]
         for name in _PER_PAIR

@@ -10,6 +10,8 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
+from ._numbers import equals, interval, p_text, signed
+
 TESTS = ("auto", "mcnemar", "permutation", "wilcoxon")
 ALTERNATIVES = ("two-sided", "greater")
 LEVEL = 0.05
@@ -224,8 +226,7 @@ def verdict(name: str, against: Mapping[str, PairedTest], level: float = LEVEL) 
 def _difference(control: str, test: PairedTest) -> str:
     d = test.difference
     kind, p = ("p", test.p_value) if test.adjusted is None else ("adjusted p", test.adjusted)
-    size = "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
-    return f"{d.mean:+.3g} [{d.low:+.3g}, {d.high:+.3g}] from {control}, {kind} {size}"
+    return f"{interval(d, signed)} from {control}, {kind} {equals(p_text(p))}"
 
 
 def _permutation(differences: np.ndarray, alternative: str, resamples: int, seed: int) -> float:

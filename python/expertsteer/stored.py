@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ._files import ArtifactError, checked_artifact, parsing, read_layer
+from ._tensors import as_tensor
 
 if TYPE_CHECKING:
     from .artifacts import HiddenStates
@@ -32,7 +33,8 @@ class StoredStates:
         position, model: as in `HiddenStates`.
         labels, keys, pairs: ``[N]`` as in `HiddenStates`, read when first asked for.
 
-    ``len`` is L and ``stored[i]`` is ``[N, D]``, the states of decoder layer ``layers[i]``.
+    As of `HiddenStates`, ``len`` is the number of examples, and ``states[i]`` is ``[N, D]``, the
+    states of decoder layer ``layers[i]``, read when it is asked for.
     """
 
     paths: tuple[Path, ...]
@@ -44,18 +46,11 @@ class StoredStates:
     model: dict[str, Any]
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self.shape[1]
 
-    def __getitem__(self, index: int) -> Tensor:
-        if not 0 <= index < len(self):
-            raise IndexError(f"layer {index} is out of range for {len(self)} layers")
-        if len(self.paths) == 1:
-            return read_layer(self.paths[0], "states", index)
-        whole = torch.empty(self.shape[1:], dtype=self.dtype)
-        for path, rows in zip(self.paths, whole.split(self.counts)):
-            with _opened(path) as stream:
-                rows.copy_(stream.get_slice("states")[index])
-        return whole
+    @property
+    def states(self) -> LayersOnDisk:
+        return LayersOnDisk(self)
 
     @property
     def width(self) -> int:
@@ -76,7 +71,7 @@ class StoredStates:
 
     def layer(self, index: int) -> Tensor:
         """The states ``[N, D]`` of decoder layer ``index``."""
-        return self[self._place(index)]
+        return self.states[self._place(index)]
 
     def _place(self, index: int) -> int:
         if index not in self.layers:
@@ -96,7 +91,7 @@ class StoredStates:
         rows = row_indices(rows, self.shape[1]) % self.shape[1]
         layers = self.layers if layers is None else tuple(layers)
         places = [self._place(layer) for layer in layers]
-        states = torch.empty(len(layers), len(rows), self.shape[2], dtype=self.dtype)
+        states = torch.empty(len(layers), len(rows), self.shape[2], dtype=self.dtype, device="cpu")
         first = 0
         for path, count in zip(self.paths, self.counts):
             here = ((rows >= first) & (rows < first + count)).nonzero().flatten()
@@ -116,9 +111,15 @@ class StoredStates:
             **{name: None if column is None else column[rows] for name, column in columns.items()},
         )
 
+    def relabelled(self, labels: Tensor) -> StoredStates:
+        """The same states with other labels ``[N]``."""
+        other = replace(self)
+        vars(other)["labels"] = labels  # where the column would be kept once it is read
+        return other
+
     def read(self) -> HiddenStates:
         """All of it in memory."""
-        return self.take(torch.arange(self.shape[1]))
+        return self.take(torch.arange(self.shape[1], device="cpu"))
 
     def _column(self, name: str) -> Tensor | None:
         parts = []
@@ -128,6 +129,32 @@ class StoredStates:
                     return None
                 parts.append(stream.get_tensor(name).clone())
         return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class LayersOnDisk:
+    """The layers of a capture, each read from disk when it is asked for by its place."""
+
+    stored: StoredStates
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.stored.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> Tensor:
+        stored = self.stored
+        if not 0 <= index < len(self):
+            raise IndexError(f"layer {index} is out of range for {len(self)} layers")
+        if len(stored.paths) == 1:
+            return read_layer(stored.paths[0], "states", index)
+        whole = torch.empty(self.shape[1:], dtype=stored.dtype, device="cpu")
+        for path, rows in zip(stored.paths, whole.split(stored.counts)):
+            with _opened(path) as stream:
+                rows.copy_(stream.get_slice("states")[index])
+        return whole
 
 
 def open_states(folder: str | os.PathLike) -> StoredStates:
@@ -165,7 +192,7 @@ def _opened(path: Path):
 
 
 def row_indices(rows: Sequence[int] | Tensor, count: int) -> Tensor:
-    rows = torch.as_tensor(rows)
+    rows = as_tensor(rows)
     if rows.dtype == torch.bool and rows.shape == (count,):
         rows = rows.nonzero().flatten()
     not_whole = rows.numel() > 0 and (rows.dtype == torch.bool or rows.is_floating_point())

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ._files import parsing
+from ._numbers import fixed, setting, short
 from .health import MOST, Health
 from .health import STORED as HEALTH
 from .vectors import STORED, SteeringVectors
@@ -73,7 +74,7 @@ def vectors_table(vectors: SteeringVectors, title: str) -> Group:
     for name in shown:
         table.add_column(_COLUMNS[name], justify="right")
     for row in document["layers"]:
-        table.add_row(*(_cell(row.get(name)) for name in shown))
+        table.add_row(*(short(row.get(name)) for name in shown))
     lines = [Text(f"{name}: {text}") for name, text in _provenance(vectors.metadata)]
     if HEALTH not in vectors.metadata:
         return Group(table, *lines)
@@ -117,18 +118,12 @@ def _wanted(figure: str, health: Health) -> str:
         return ">floor"
     if figure not in health.limits:
         return ""
-    return f"{'<' if figure in MOST else '>'}{health.limits[figure]:.2g}"
+    return f"{'<' if figure in MOST else '>'}{short(float(health.limits[figure]), 2)}"
 
 
 def _health_cell(value: float | None, bad: bool) -> Text:
-    shown = "-" if value is None else f"{value:.2f}"
+    shown = fixed(value)
     return Text(f"!{shown}", style="bold yellow") if bad else Text(shown)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _provenance(metadata: dict[str, Any]):
@@ -152,8 +147,8 @@ def _provenance(metadata: dict[str, Any]):
         yield "pairing", metadata["pairing"]["rule"]
     with parsing("metadata", STORED):
         lines = [
-            f"strength {c['strength']:.4g} at layers {tuple(c['layers'])} costs "
-            f"{c['divergence']:.4g} of {c['budget']:g} ({c['measure']})"
+            f"strength {short(float(c['strength']))} at layers {tuple(c['layers'])} costs "
+            f"{short(float(c['divergence']))} of {setting(c['budget'])} ({c['measure']})"
             for c in metadata.get(STORED, [])
         ]
     for line in lines:

@@ -13,7 +13,7 @@ from typing import Any
 from ._on_model import TaskOnModel
 from ._task import Task
 from ._task_choice import MultipleChoice, NextToken
-from ._task_rows import TaskError
+from ._task_rows import TaskError, texts_of_file
 from ._task_text import Generation, Perplexity
 
 __all__ = [
@@ -42,12 +42,10 @@ def load_task(path: str | os.PathLike, kind: str = "choice", **options: Any) -> 
     A perplexity task may also be a text file (``.txt``) of one text a line.
 
     Raises:
-        TaskError: an unknown kind, or what `Task.from_jsonl` raises.
+        TaskError: an unknown kind, no such file, or what `Task.from_jsonl` raises.
     """
     if kind not in TASKS:
         raise TaskError(f"kind must be one of {tuple(TASKS)}, came {kind!r}")
     if kind == "perplexity" and str(path).endswith(".txt"):
-        with open(path, encoding="utf-8") as stream:
-            texts = [line.rstrip("\n") for line in stream if line.strip()]
-        return Perplexity.from_texts(texts, str(path), **options)
+        return Perplexity.from_texts(texts_of_file(path), str(path), **options)
     return TASKS[kind].from_jsonl(path, **options)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._files import parsing, read_artifact, write_artifact
+from ._tensors import as_tensor
 from .artifacts import require_finite
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ class SteeringVectors:
         if not self.vectors:
             raise ValueError("vectors must hold at least one {layer: vector}, came an empty dict")
         vectors = {
-            _layer_index(layer): torch.as_tensor(v).detach()
-            for layer, v in sorted(self.vectors.items())
+            _layer_index(layer): as_tensor(v).detach() for layer, v in sorted(self.vectors.items())
         }
         if not isinstance(self.metadata, dict):
             raise ValueError(f"metadata must be a dict, came {type(self.metadata).__name__}")

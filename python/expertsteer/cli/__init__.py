@@ -6,6 +6,7 @@ One file per command; they import the package where they run, so that ``--help``
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 from rich.console import Console
@@ -31,10 +32,17 @@ for command in (capture, demo, fit, evaluate, generate, inspect, export, bench):
 app.command("import")(import_vectors)
 
 
+def _show_warning(message, *unused) -> None:
+    """A warning as a person reads it: its text, without the line of code that it came from."""
+    Console(stderr=True, soft_wrap=True).print(f"warning: {message}", style="yellow", markup=False)
+
+
 def main() -> None:
     """Entry point of ``expertsteer``; bad input ends in one line on stderr and exit code 2."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app()
     except (ValueError, OSError) as error:
         if getattr(error, "shown_elsewhere", False):  # one process of many tells
             sys.exit(2)

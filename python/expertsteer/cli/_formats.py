@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .._numbers import setting
+
 
 class Format(str, Enum):
     checkpoint = "checkpoint"
@@ -72,7 +74,7 @@ def _checkpoint(vectors, out: Path, strength: float, asked: Asked) -> Written:
     form = "as itself" if made.written_as == made.family else f"as {made.written_as}"
     left = f"; left out {', '.join(made.left_out)}" if made.left_out else ""
     return Written(
-        f"{made.base_model} ({made.family}, {form}) at strength {strength:g}, "
+        f"{made.base_model} ({made.family}, {form}) at strength {setting(strength)}, "
         f"{len(made.changed)} of {made.tensors} tensors new in {len(made.shards)} file(s){left}",
         "every tensor was read back; all others have the bytes of the source",
         f'AutoModelForCausalLM.from_pretrained("{out}"); a server with its own code for the family '
@@ -92,7 +94,8 @@ def _gguf(vectors, out: Path, strength: float, asked: Asked, program: str = "lla
     else:
         use = f"llama-server -m MODEL.gguf --control-vector {shlex.quote(str(out))}"
     return Written(
-        f"control vector of {len(vectors.layers)} direction(s), {strength:g} x scale x vector",
+        f"control vector of {len(vectors.layers)} direction(s), {setting(strength)} x scale x "
+        "vector",
         f"read back and compared; {program} adds direction.N after block N, counted from 0",
         use,
     )
@@ -120,7 +123,8 @@ def _sglang(vectors, out: Path, strength: float, asked: Asked) -> Written:
     export_sglang(vectors, out, strength=strength, layers_path=path)
     name = shlex.quote(str(out))
     return Written(
-        f"hooks for {path}.{{{','.join(map(str, vectors.layers))}}} at strength {strength:g}",
+        f"hooks for {path}.{{{','.join(map(str, vectors.layers))}}} at strength "
+        f"{setting(strength)}",
         "the hooks were made from the folder and add these vectors to the residual stream",
         f"PYTHONPATH={name} python -m sglang.launch_server --model-path {asked.model or 'MODEL'} "
         f'--forward-hooks "$(cat {name}/hooks.json)"',
@@ -135,7 +139,8 @@ def _lm_eval(vectors, out: Path, strength: float, asked: Asked) -> Written:
     lm_eval.write(out, vectors, network, strength=strength, decoder_layers=asked.decoder_layers)
     found = len(lm_eval.read(out))
     return Written(
-        f"{found} layer(s) at strength {strength:g}, every position; torch writes it as a pickle",
+        f"{found} layer(s) at strength {setting(strength)}, every position; torch writes it as "
+        "a pickle",
         "read back with weights_only=True",
         f"lm_eval --model steered --model_args pretrained={name},steer_path={out} --tasks ...",
     )

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .._numbers import count, interval
 from ._common import Device, Dtype, Json, LayersPath, Revision, Seed, print_json, torch_dtype
 
 
@@ -59,10 +60,7 @@ def bench(
         if cost.ratio is None:
             table.add_row(cost.way, "-", "not timed")
             continue
-        middle, low, high = cost.ratio
-        table.add_row(
-            cost.way, f"{cost.tokens_per_second:,.0f}", f"{middle:.3f} [{low:.3f}, {high:.3f}]"
-        )
+        table.add_row(cost.way, count(round(cost.tokens_per_second)), interval(cost.ratio))
     console = Console()
     console.print(table)
     for cost in costs:

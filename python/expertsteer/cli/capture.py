@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .._numbers import count as thousands
 from ._common import (
     BatchSize,
     Columns,
@@ -97,6 +98,7 @@ def _show(stored, out: Path, as_json: bool) -> None:
         )
         return
     typer.echo(
-        f"{out}: {examples:,} examples x {count} layers x {width}, {len(stored.paths)} shard(s); "
+        f"{out}: {thousands(examples)} examples x {count} layers x {width}, "
+        f"{len(stored.paths)} shard(s); "
         f"expertsteer.HiddenStates.open({str(out)!r}) reads them"
     )

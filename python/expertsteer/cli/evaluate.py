@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .._numbers import number, p_text, seconds, with_error
 from ._common import (
     Device,
     Dtype,
@@ -117,6 +118,7 @@ def evaluate(
     expert_revision: Revision = None,
     target_revision: Revision = None,
     expert_layers: LayersPath = None,
+    target_layers: LayersPath = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +161,7 @@ def evaluate(
         del network  # only its states are kept
     network, tokenizer = load(target, revision=target_revision, **options)
     if examples_of is not None:
-        own = capture(network, tokenizer, examples_of, **reading)
+        own = capture(network, tokenizer, examples_of, decoder_layers=target_layers, **reading)
     result = run(
         network,
         tokenizer,
@@ -182,6 +184,7 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         max_length=max_length,
+        decoder_layers=target_layers,
         progress=not as_json,
     )
     page = None if report is None else write_report(result, report)
@@ -254,7 +257,7 @@ def _print(result: Any, page: Path | None) -> None:
         console.print(f"Left out or cut: {count} {reason}.", **plain)
     for name in ("unsteered", result.method) if "perplexity" in result.settings else ():
         texts = result.settings["perplexity"][name]
-        shown = ", ".join(f"{value:.3f} on {kind} texts" for kind, value in texts.items())
+        shown = ", ".join(f"{number(value)} on {kind} texts" for kind, value in texts.items())
         console.print(f"Perplexity, {name}: {shown}.", **plain)
     if result.harness:
         console.print(_harness_table(result))
@@ -262,7 +265,7 @@ def _print(result: Any, page: Path | None) -> None:
     counts = result.outcomes
     console.print(
         f"Test items: {counts['win']} better, {counts['loss']} worse, {counts['tie']} the same. "
-        f"{result.comparison.seconds:.0f} s." + ("" if page is None else f" Report: {page}"),
+        f"{seconds(result.comparison.seconds)}." + ("" if page is None else f" Report: {page}"),
         **plain,
     )
 
@@ -274,11 +277,9 @@ def _harness_table(result: Any) -> Table:
     for name in ("unsteered", "steered", "p"):
         table.add_column(name, justify="right")
     for row in result.harness:
-        sides = [_with_error(**row[side]) for side in ("unsteered", "steered")]
-        p = "-" if row["test"] is None else f"{row['test']['p_value']:.2g}"
+        sides = [
+            with_error(row[side]["value"], row[side]["stderr"]) for side in ("unsteered", "steered")
+        ]
+        p = p_text(None if row["test"] is None else row["test"]["p_value"])
         table.add_row(row["task"], row["metric"], str(row["items"]), *sides, p)
     return table
-
-
-def _with_error(value: float, stderr: float | None) -> str:
-    return f"{value:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")

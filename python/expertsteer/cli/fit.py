@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .._numbers import count
 from ._common import (
     BatchSize,
     Columns,
@@ -157,11 +160,23 @@ def fit(
             return
         source = _source(contrast, named, pipeline, ranks)
         out.mkdir(parents=True, exist_ok=True)  # now, not after the whole fit
-        vectors = pipeline.fit(expert, target, source, **options)
+        with _table_tells(not as_json):
+            vectors = pipeline.fit(expert, target, source, **options)
         if ranks.rank == 0:
             vectors.save_pretrained(out)
             pipeline.pairing_.save_pretrained(out)
             show(vectors, out, as_json)
+
+
+@contextmanager
+def _table_tells(shown: bool):
+    """Leave it to the table below a fit to tell what its health check found, if one is shown."""
+    from ..health import HealthWarning
+
+    with warnings.catch_warnings():
+        if shown:
+            warnings.simplefilter("ignore", HealthWarning)
+        yield
 
 
 def _source(contrast: Path, columns, pipeline, ranks):
@@ -186,6 +201,6 @@ def _fit_folder(pipeline, ranks, contrasts, expert, target, out, columns, option
         print_json(index)
     else:
         typer.echo(
-            f"{out / INDEX}: vectors of {len(index['concepts'])} concepts, from {index['texts']:,} "
-            "different texts"
+            f"{out / INDEX}: vectors of {len(index['concepts'])} concepts, from "
+            f"{count(index['texts'])} different texts"
         )

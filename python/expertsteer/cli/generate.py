@@ -92,7 +92,7 @@ def _continue(network, tokenizer, text, vectors, strength, options, sampling, se
     from .._forward import input_device
     from ..steer import attach
 
-    ids = torch.tensor(encode(tokenizer, [text]), device=input_device(network))
+    ids = torch.tensor(encode(tokenizer, [text]), dtype=torch.int64, device=input_device(network))
     if ids.shape[1] == 0:
         raise ValueError("prompt must hold at least one token, came an empty text")
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

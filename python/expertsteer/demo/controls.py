@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import report
 from .._files import to_json
+from .._numbers import fixed, seconds, setting
 from ..baselines import DEFAULT
 from ..comparison import Comparison
 from ..controls import compare
@@ -93,9 +94,11 @@ def _print(comparison: Comparison, folder: Path) -> None:
         console.width = 120
     title = "How often the target gives the specialist's answer, all at the same price"
     console.print(report.comparison_table(comparison, title))
-    shares = ", ".join(f"{q:g}: {v:.2f}" for q, v in comparison.random_quantiles().items())
+    shares = ", ".join(
+        f"{setting(q)}: {fixed(v)}" for q, v in comparison.random_quantiles().items()
+    )
     console.print(f"Quantiles of the random directions' scores: {shares}.")
     for name, reason in comparison.skipped.items():
         console.print(f"Not measured: {name} ({reason}).")
     console.print(comparison.verdict(DEFAULT), markup=False, highlight=False)
-    console.print(f"{comparison.seconds:.0f} s; all figures are in {folder}/controls.json")
+    console.print(f"{seconds(comparison.seconds)}; all figures are in {folder}/controls.json")

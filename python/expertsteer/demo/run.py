@@ -22,7 +22,9 @@ from torch import Tensor
 from .. import report
 from .._encoding import encode
 from .._files import to_json
+from .._numbers import seconds
 from .._progress import progress
+from .._tensors import integers, normal_draws
 from ..align import align
 from ..artifacts import HiddenStates, LayerPairing
 from ..evaluate import choice_probabilities, mean_loss
@@ -111,7 +113,8 @@ class Bench:
         prompts = [prefix + q.prompt for q in questions]
         choices = [[f" {choice}" for choice in q.choices] for q in questions]
         belief = choice_probabilities(self.model, self.tokenizer, prompts, choices)
-        own = torch.tensor([q.choices.index(q.answers[world.SPECIALIST]) for q in questions])
+        places = [q.choices.index(q.answers[world.SPECIALIST]) for q in questions]
+        own = integers(places)
         return (belief.argmax(dim=1) == own).double(), belief.gather(1, own.unsqueeze(1))[:, 0]
 
     def loss(self, texts: list[str], prefix: str = "") -> float:
@@ -225,7 +228,8 @@ def _methods(
 ) -> dict[str, SteeringVectors]:
     """Every fitted method by the name its row has, the default last."""
     own, same = align(target, target, "identity"), LayerPairing.same(target.layers)
-    order = torch.randperm(len(expert), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(expert), generator=generator, device="cpu")
     shuffled = [replace(s, labels=s.labels[order]) for s in (expert, target)]
     procrustes = align(expert, target)
     return {
@@ -248,8 +252,7 @@ def _random_rows(bench: Bench, target: HiddenStates, seed: int, quiet: bool) -> 
     scales = {layer: target.scale(layer) for layer in target.layers}
     rows, answers = [], []
     for i in progress(range(RANDOM_DIRECTIONS), "random directions", not quiet):
-        generator = torch.Generator().manual_seed(1000 * seed + i)
-        drawn = torch.randn(len(target.layers), target.width, generator=generator)
+        drawn = normal_draws(len(target.layers), target.width, seed=1000 * seed + i)
         drawn = drawn / drawn.norm(dim=1, keepdim=True)
         vectors = SteeringVectors(dict(zip(target.layers, drawn)), scales)
         layers, strength = bench.choose(vectors, signs=(1, -1))
@@ -295,7 +298,7 @@ def _samples(bench: Bench, vectors: SteeringVectors, strength: float) -> list[di
 
 def _answer(bench: Bench, steering: Steering, prompt: str, strength: float) -> str:
     steering.set(strength=strength)
-    ids = torch.tensor(encode(bench.tokenizer, [prompt]))
+    ids = torch.tensor(encode(bench.tokenizer, [prompt]), dtype=torch.int64, device="cpu")
     mask = torch.ones_like(ids)
     new = bench.model.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False)
     return bench.tokenizer.decode(new[0, ids.shape[1] :])
@@ -335,4 +338,4 @@ def _print(result: DemoResult, out: Path, questions: int) -> None:
         answers.add_row(*(sample[column.header] for column in answers.columns))
     console.print(answers)
     console.print(result.verdict(), markup=False, highlight=False)
-    console.print(f"{result.seconds:.0f} s; vectors, figures and pictures are in {out}/")
+    console.print(f"{seconds(result.seconds)}; vectors, figures and pictures are in {out}/")

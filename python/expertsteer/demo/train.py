@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .._numbers import fixed
 from . import world
 
 MAX_TOKENS = 128
@@ -138,7 +139,7 @@ def learn(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+        bar.set_postfix(loss=fixed(losses[-1], 3), refresh=False)
     model.eval()
     return losses
 
@@ -166,7 +167,9 @@ def main(
     for name, recipe in RECIPES.items():
         model, tokenizer, losses = train(recipe)
         save(model, tokenizer, out / name)
-        print(f"{name}: loss {sum(losses[-50:]) / 50:.3f} nats per token, saved in {out / name}")
+        print(
+            f"{name}: loss {fixed(sum(losses[-50:]) / 50, 3)} nats per token, saved in {out / name}"
+        )
 
 
 if __name__ == "__main__":

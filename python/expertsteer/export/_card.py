@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._files import to_json
+from .._numbers import setting, short
 from ..folding_checkpoint import CHECKPOINTS
 from ..vectors import SteeringVectors, package_versions
 from ._source import SourceCheckpoint
@@ -57,7 +58,7 @@ def model_card(
         "|---|---|",
         f"| base model | `{name}` |",
         f"| steered layers (from 0) | {layers} |",
-        f"| strength | {export.strength:g} |",
+        f"| strength | {setting(export.strength)} |",
         f"| fingerprint of the vectors | `{vectors.fingerprint}` |",
         f"| written | {form} (`{export.family}` to `{export.written_as}`) |",
         f"| tensors with new values | {len(export.changed)} of {export.tensors} |",
@@ -69,8 +70,8 @@ def model_card(
         "| layer | scale | norm of what is added |",
         "|---|---|---|",
         *(
-            f"| {i} | {vectors.scales[i]:.6g} | "
-            f"{abs(export.strength) * float(vectors.displacement(i).norm()):.6g} |"
+            f"| {i} | {short(float(vectors.scales[i]), 6)} | "
+            f"{short(abs(export.strength) * float(vectors.displacement(i).norm()), 6)} |"
             for i in export.layers
         ),
         "",

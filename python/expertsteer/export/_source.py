@@ -127,7 +127,7 @@ def model_without_weights(source: SourceCheckpoint, real: Iterable[str] = ()) ->
             value = tensor.load()
         else:
             dtype = blank.dtype if tensor is None else FLOATING.get(tensor.dtype, torch.uint8)
-            value = torch.zeros((), dtype=dtype).expand(blank.shape)
+            value = torch.zeros((), dtype=dtype, device="cpu").expand(blank.shape)
         _put(model, name, value, blank)
     model.tie_weights()
     return model.eval()

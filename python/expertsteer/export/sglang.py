@@ -92,7 +92,8 @@ def _check(folder: Path, layers_path: str, expected: dict[int, Any]) -> None:
             for entry in entries
             if any(fnmatch(f"{layers_path}.{layer}", p) for p in entry["target_modules"])
         ]
-        wanted, nothing = torch.from_numpy(array), torch.zeros(1, len(array))
+        wanted = torch.from_numpy(array)
+        nothing = torch.zeros(1, len(array), dtype=torch.float32, device="cpu")
         for output in (nothing, (nothing, nothing)):
             for hook in hooks:
                 output = hook(None, (), output)

@@ -39,9 +39,9 @@ def gaussian_information_native(x: Tensor, y: Tensor) -> Tensor:
     left, right = (native.whiten(codes.double()) for codes in (x, y))
     if left is None or right is None:
         return gaussian_information(x, y)  # which names the layers
-    (rows, r, n), (columns, s, _) = left.shape, right.shape
+    n = left.shape[2]
     product = times_transposed(right.view(-1, n), left.view(-1, n))  # [L_y s, L_x r]
-    nats, smallest = native.log_determinants(product, rows, columns, r, s)
+    nats, smallest = native.log_determinants(product, len(left), len(right))
     weak = ~(smallest >= _SMALLEST_PIVOT[torch.float32])
     return _again_in_double(nats, weak, *_whitened(x, y)) if bool(weak.any()) else nats
 

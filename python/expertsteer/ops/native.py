@@ -1,6 +1,7 @@
-"""From validated tensors to the pointers that the compiled extension takes; the only import of it.
+"""What the compiled extension is given; the only import of it.
 
-The extension knows neither torch nor Python objects, so one wheel serves every torch release.
+The extension reads tensors without torch's headers, so one wheel serves every torch release. It
+refuses tensors of another type, shape or layout than its kernels assume.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ except ImportError as error:  # a source tree without a build; the reference pat
     MISSING = f"the compiled extension expertsteer._C is not available ({error}); pip install ."
 else:
     MISSING = None
+    _C.use_tensor_type(torch.Tensor)  # from torch 2.10 on, reads them without Python attributes
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -36,53 +38,39 @@ def steer_add(hidden: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tens
     A ``hidden`` whose rows are not contiguous, or that autograd records, is served out of place
     by the reference: the caller gets the right tensor either way and must use the returned one.
     """
-    batch, tokens, width = hidden.shape
-    batch_stride, token_stride, element_stride = hidden.stride()
-    if element_stride != 1 or (hidden.requires_grad and torch.is_grad_enabled()):
+    in_rows = hidden.stride(2) == 1 or hidden.shape[2] == 1
+    if not in_rows or shares_memory(hidden) or (hidden.requires_grad and torch.is_grad_enabled()):
         from . import reference
 
         return reference.steer_add(hidden, delta, mask)
-    if mask is None:
-        where = (0, 0, 0)
-    else:
-        where = (mask.data_ptr(), *mask.stride())
-    arguments = (
-        hidden.data_ptr(),
-        _DTYPES[hidden.dtype],
-        batch,
-        tokens,
-        width,
-        batch_stride,
-        token_stride,
-        delta.data_ptr(),
-        *where,
-    )
     if hidden.is_cuda:
         with torch.cuda.device(hidden.device):
-            _C.steer_add_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
+            _C.steer_add_cuda(hidden, delta, mask, torch.cuda.current_stream().cuda_stream)
     else:
-        _C.steer_add_cpu(*arguments)
+        _C.steer_add_cpu(hidden, delta, mask)
     return hidden
+
+
+def shares_memory(hidden: Tensor) -> bool:
+    """Whether elements lie at one address (an expanded batch), so that none may be written."""
+    return any(step == 0 and size > 1 for step, size in zip(hidden.stride(), hidden.shape))
 
 
 def max_norm_distances(codes: Tensor, rows: range) -> Tensor:
     """`reference_mi.max_norm_distances` on ``torch.get_num_threads()`` threads."""
-    layers, n, components = codes.shape
+    layers, n, _ = codes.shape
+    out = codes.new_empty(layers, len(rows), n)
     columns = codes.mT.contiguous()
-    out = torch.empty(layers, len(rows), n)
-    sizes = layers, components, n, rows.start, len(rows)
-    _C.max_norm_distances_cpu(columns.data_ptr(), out.data_ptr(), *sizes, torch.get_num_threads())
+    _C.max_norm_distances_cpu(columns, out, rows.start, torch.get_num_threads())
     return out
 
 
 def ksg_counts(x: Tensor, y: Tensor, k: int, variant: int) -> tuple[Tensor, Tensor]:
     """`reference_mi.ksg_counts` on ``torch.get_num_threads()`` threads."""
     x, y = x.contiguous(), y.contiguous()
-    (layers_x, rows, n), layers_y = x.shape, y.shape[0]
-    n_x, n_y = (torch.empty(layers_x, layers_y, rows, dtype=torch.int32) for _ in range(2))
-    pointers = [t.data_ptr() for t in (x, y, n_x, n_y)]
-    sizes = layers_x, layers_y, rows, n
-    _C.ksg_counts_cpu(*pointers, *sizes, k, variant, torch.get_num_threads())
+    shape = x.shape[0], y.shape[0], x.shape[1]
+    n_x, n_y = (x.new_empty(shape, dtype=torch.int32) for _ in range(2))
+    _C.ksg_counts_cpu(x, y, n_x, n_y, k, variant, torch.get_num_threads())
     return n_x, n_y
 
 
@@ -93,30 +81,17 @@ def whiten(codes: Tensor) -> Tensor | None:
     """
     codes = codes.contiguous()
     layers, n, r = codes.shape
-    out = torch.empty(layers, r, n)
-    sizes = layers, n, r
-    whole = _C.whiten_cpu(codes.data_ptr(), *sizes, out.data_ptr(), torch.get_num_threads())
-    return out if whole else None
+    out = codes.new_empty(layers, r, n, dtype=torch.float32)
+    return out if _C.whiten_cpu(codes, out, torch.get_num_threads()) else None
 
 
-def log_determinants(
-    product: Tensor, rows: int, columns: int, r: int, s: int
-) -> tuple[Tensor, Tensor]:
+def log_determinants(product: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """``-1/2 log det(1 - R R^T)`` (float64) of every block R^T of a contiguous float32
     ``[columns s, rows r]``, and the smallest pivot (float32, not above 0 where there is no
     determinant), both ``[rows, columns]``."""
-    nats = torch.empty(rows, columns, dtype=torch.float64)
-    smallest = torch.empty(rows, columns)
-    _C.log_determinants_cpu(
-        product.data_ptr(),
-        rows,
-        columns,
-        r,
-        s,
-        nats.data_ptr(),
-        smallest.data_ptr(),
-        torch.get_num_threads(),
-    )
+    nats = product.new_empty(rows, columns, dtype=torch.float64)
+    smallest = product.new_empty(rows, columns)
+    _C.log_determinants_cpu(product, nats, smallest, torch.get_num_threads())
     return nats, smallest
 
 

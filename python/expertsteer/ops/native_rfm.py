@@ -13,7 +13,7 @@ from . import native, products
 from .carry import Carry
 from .products import cholesky_solve, symmetric_lower
 
-_SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+_DTYPES = (torch.float32, torch.float64)
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -22,11 +22,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return native.MISSING
     if device.type != "cpu":
         return f"device {device.type} is not a cpu"
-    return None if dtype in _SUFFIX else f"dtype {dtype} is neither torch.float32 nor torch.float64"
-
-
-def _extension(name: str, like: Tensor):
-    return getattr(native._C, f"{name}_{_SUFFIX[like.dtype]}")
+    return None if dtype in _DTYPES else f"dtype {dtype} is neither torch.float32 nor torch.float64"
 
 
 def _count(sizes: Tensor | None, b: int, n: int) -> int:
@@ -76,8 +72,7 @@ def inner(rows: Tensor) -> Tensor:
 def _mirrored(matrices: Tensor) -> Tensor:
     """The lower triangles copied onto the upper ones, in place."""
     for matrix in matrices:
-        call = _extension("mirror_lower", matrix)
-        call(matrix.data_ptr(), len(matrix), torch.get_num_threads())
+        native._C.mirror_lower(matrix, torch.get_num_threads())
     return matrices
 
 
@@ -87,7 +82,7 @@ def median_distance(gram: Tensor, sizes: Tensor | None = None) -> Tensor:
     for b, p in enumerate(gram):
         count = _count(sizes, b, gram.shape[1])
         p = p.contiguous() if count == gram.shape[1] else p[:count, :count].contiguous()
-        out[b] = _extension("median_distance", p)(p.data_ptr(), count, torch.get_num_threads())
+        out[b] = native._C.median_distance(p, torch.get_num_threads())
     return out
 
 
@@ -95,8 +90,9 @@ def laplace(
     gram: Tensor, bandwidth: Tensor, sizes: Tensor | None = None, eps: float = 1e-10
 ) -> tuple[Tensor, Tensor]:
     """`reference.laplace` in one pass, K by its lower triangle only."""
+    gram = gram.contiguous()
     kernel, weights = torch.empty_like(gram), torch.empty_like(gram)
-    laplace_into(gram.contiguous(), bandwidth, sizes, kernel, weights, eps)
+    laplace_into(gram, bandwidth, sizes, kernel, weights, eps)
     return kernel, weights
 
 
@@ -110,11 +106,10 @@ def laplace_into(
 ) -> None:
     """`laplace` into contiguous buffers: K, which may replace ``gram``, and W unless ``None``."""
     n = gram.shape[1]
-    call = _extension("laplace", gram)
+    threads = torch.get_num_threads()
     for b in range(gram.shape[0]):
-        place = 0 if weights is None else weights[b].data_ptr()
-        pointers = (gram[b].data_ptr(), n, float(bandwidth[b]), eps, kernel[b].data_ptr(), place)
-        call(*pointers, torch.get_num_threads())
+        slopes = None if weights is None else weights[b]
+        native._C.laplace(gram[b], float(bandwidth[b]), eps, kernel[b], slopes, threads)
         count = _count(sizes, b, n)
         if count < n:
             kernel[b, count:] = 0
@@ -126,7 +121,7 @@ def laplace_into(
 
 def ridge_solve(kernel: Tensor, reg: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """`reference.ridge_solve`, factorised in place of ``kernel``."""
-    alpha, failed = torch.empty_like(y), torch.zeros(len(kernel), dtype=torch.bool)
+    alpha, failed = torch.empty_like(y), kernel.new_zeros(len(kernel), dtype=torch.bool)
     for b, k in enumerate(kernel):
         k.diagonal().add_(float(reg[b]))
         alpha[b], definite = cholesky_solve(k, y[b])
@@ -169,10 +164,7 @@ def _stacked(tensors: list[Tensor]) -> Tensor:
 
 def _transform(weights: Tensor, alpha: Tensor, out: Tensor, sums: Tensor) -> None:
     """T of one output and its row sums."""
-    pointers = (t.data_ptr() for t in (weights, alpha))
-    _extension("gradient_transform", weights)(
-        *pointers, len(weights), out.data_ptr(), sums.data_ptr(), torch.get_num_threads()
-    )
+    native._C.gradient_transform(weights, alpha, out, sums, torch.get_num_threads())
 
 
 def agop(
@@ -215,7 +207,7 @@ def _transposed_rows(gram, weights, alpha, sums, scratch) -> Tensor:
     """``(T_c P)^T = P T_c^T`` of every output, ``[n, C, n]``."""
     n, outputs = alpha.shape
     if outputs == 1:
-        _transform(weights, alpha, scratch, sums)
+        _transform(weights, alpha[:, 0].contiguous(), scratch, sums[0])
         return products.times_transposed(gram, scratch).unsqueeze(1)
     rows = scratch.new_empty(n, outputs, n)
     for c in range(outputs):

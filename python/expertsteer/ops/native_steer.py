@@ -38,43 +38,21 @@ def steer(
             thresholds=thresholds,
             inverse_norms=inverse_norms,
         )
-    if any(step == 0 and size > 1 for step, size in zip(hidden.stride(), hidden.shape)):
+    if native.shares_memory(hidden):
         hidden = hidden.clone(memory_format=torch.contiguous_format)
     if inverse_norms is None and (gates is not None or operation in ("remove", "clamp")):
         inverse_norms = reference_steer.inverse_norms(table)
     # Copies, where there are any, live until the call below is made or enqueued.
     rows, strengths = _packed(rows), _packed(strengths)
-    call = native._C.Steer(
-        hidden.data_ptr(),
-        native._DTYPES[hidden.dtype],
-        hidden.shape,
-        hidden.stride(),
-        reference_steer.OPERATIONS.index(operation),
-        rows.shape[1],
-        (table.data_ptr(), table.stride(0)),
-        0 if inverse_norms is None else inverse_norms.data_ptr(),
-        _per_sequence(rows),
-        _per_sequence(strengths),
-        0 if mask is None else mask.data_ptr(),
-        (0, 0) if mask is None else mask.stride(),
-        _per_sequence(gates),
-        _per_sequence(thresholds),
-        torch.get_num_threads(),
-    )
+    number = reference_steer.OPERATIONS.index(operation)
+    given = (hidden, table, rows, strengths, mask, number, gates, thresholds, inverse_norms)
     if hidden.is_cuda:
         with torch.cuda.device(hidden.device):
-            native._C.steer_cuda(call, torch.cuda.current_stream().cuda_stream)
+            native._C.steer_cuda(*given, torch.cuda.current_stream().cuda_stream)
     else:
-        native._C.steer_cpu(call)
+        native._C.steer_cpu(*given, torch.get_num_threads())
     return hidden
 
 
 def _packed(values: Tensor) -> Tensor:
     return values if values.stride(1) == 1 else values.contiguous()
-
-
-def _per_sequence(values: Tensor | None) -> tuple[int, int]:
-    """Pointer and stride between sequences, 0 where they share the one entry."""
-    if values is None:
-        return 0, 0
-    return values.data_ptr(), values.stride(0) if values.shape[0] > 1 else 0

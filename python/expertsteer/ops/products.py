@@ -91,7 +91,7 @@ def cholesky_solve(matrix: Tensor, y: Tensor) -> tuple[Tensor, bool]:
     Factorised in place: ``matrix`` is lost.
     """
     if onednn_serves(matrix.dtype):
-        factor, info = matrix.T, torch.empty((), dtype=torch.int32)
+        factor, info = matrix.T, matrix.new_empty((), dtype=torch.int32)
         torch.linalg.cholesky_ex(factor, upper=True, out=(factor, info))
         if int(info) != 0:
             return torch.full_like(y, float("nan")), False

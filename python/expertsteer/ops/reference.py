@@ -195,7 +195,7 @@ def _mean_row(rows: Tensor, sizes: Tensor | None) -> Tensor:
 
 
 def _sizes(tensor: Tensor, sizes: Tensor | None, dim: int = 1) -> Tensor:
-    full = torch.full(tensor.shape[:1], tensor.shape[dim], device=tensor.device)
+    full = tensor.new_full(tensor.shape[:1], tensor.shape[dim], dtype=torch.int64)
     return full if sizes is None else sizes
 
 

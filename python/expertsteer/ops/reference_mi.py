@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from scipy.special import digamma
 from torch import Tensor
@@ -96,7 +97,7 @@ def digamma_sums(n_x: Tensor, n_y: Tensor, n: int, variant: int) -> Tensor:
     ``psi(n_x + 1) + psi(n_y + 1)`` for variant 1, ``psi(n_x) + psi(n_y)`` for variant 2.
     """
     shift = 2 - variant
-    table = torch.from_numpy(digamma(torch.arange(shift, n + 2).double().clamp(min=1).numpy()))
+    table = torch.from_numpy(digamma(np.arange(shift, n + 2, dtype=np.float64).clip(min=1)))
     table = table.to(n_x.device)
     return sum(table.index_select(0, m.flatten()).view(m.shape).sum(dim=-1) for m in (n_x, n_y))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import __version__
 from .._files import _replacing, to_json
+from .._numbers import count
 from ..evaluation import Evaluation
 from ..report import can_plot
 from . import charts
@@ -80,4 +81,5 @@ def _template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["count"] = count
     return environment.get_template("page.html.j2")

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._numbers import setting, unit
 from ..comparison import ComparisonRow
 from ..evaluation import CurvePoint, Evaluation
 from . import charts
-from .markdown import unit_of
 from .words import line
 
 REACH = 9.0  # times the budget: what costs more is said, not drawn
@@ -73,9 +73,9 @@ def draw_curve(evaluation: Evaluation, drawn: Drawn):
         look = {"color": _colour(i), "marker": MARKERS[i % len(MARKERS)], "ms": 7, "ls": ""}
         handles[row.name] = axes.plot(row.divergence, row.score.mean, **look)[0]
     budget = axes.axvline(comparison.budget, color=charts.INK, lw=1.2, ls="--")
-    handles[f"budget, {comparison.budget:g}"] = budget
+    handles[f"budget, {setting(comparison.budget)}"] = budget
     _scale(axes, 0.0 if comparison.measure == "kl" else 1.0)
-    axes.set_xlabel(f"divergence from the unsteered model ({unit_of(comparison)})")
+    axes.set_xlabel(f"divergence from the unsteered model ({unit(comparison.measure)})")
     axes.set_ylabel("score")
     axes.grid(axis="y", color=charts.GRID, lw=0.8)
     axes.set_axisbelow(True)
@@ -164,7 +164,7 @@ def _scale(axes, free: float) -> None:
             last = math.sqrt(end / span)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(FixedLocator([]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: setting(x)))
 
 
 def _legend(figure, handles: dict[str, Any]) -> None:

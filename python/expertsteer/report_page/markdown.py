@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .._numbers import interval, number, p_value, unit
 from ..comparison import Comparison, ComparisonRow
 from ..statistics import PairedTest
-from .words import markdown, number, p_value
+from .words import markdown
 
 
 def markdown_table(comparison: Comparison) -> str:
@@ -39,10 +40,6 @@ def family_of(comparison: Comparison) -> int:
     return max((t.family for r in comparison.rows for t in r.against.values()), default=1)
 
 
-def unit_of(comparison: Comparison) -> str:
-    return "nats per token" if comparison.measure == "kl" else "perplexity ratio"
-
-
 def setting_of(row: ComparisonRow) -> str:
     """Strength, or what a prompt costs instead."""
     if row.prompt is not None:
@@ -54,7 +51,7 @@ def _cells(row: ComparisonRow, prices: list[str], controls: list[str]) -> list[s
     tests = [row.against.get(name) for name in controls]
     return [
         markdown(row.name),
-        f"{number(row.score.mean)} [{number(row.score.low)}, {number(row.score.high)}]",
+        interval(row.score),
         number(row.divergence) + ("" if row.within else " (over the budget)"),
         *(number(row.prices.get(name)) for name in prices),
         ", ".join(map(str, row.layers)) or number(None),
@@ -70,7 +67,7 @@ def lower(test: PairedTest) -> str:
 
 def _caption(comparison: Comparison) -> str:
     return (
-        f"Budget {number(comparison.budget)} {unit_of(comparison)}. [ ] are 95 % bootstrap "
+        f"Budget {number(comparison.budget)} {unit(comparison.measure)}. [ ] are 95 % bootstrap "
         f"intervals. p after Holm's correction over {family_of(comparison)} tests; ↓ where the "
         "method is lower than the control."
     )

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from .._numbers import MINUS, NONE, fixed
 from ..pairing import LayerPairing
 from . import charts
 from .words import line
@@ -93,13 +94,12 @@ def _numbers(axes, pairing: LayerPairing, matrix: np.ndarray) -> None:
         for column, t in enumerate(pairing.target_axis):
             value = matrix[row, column]
             share = (value - low) / max(high - low, 1e-300)
-            text = f"{value:.{digits}f}"
-            text = text.replace("nan", "–").replace("-", "−")
+            text = NONE if np.isnan(value) else fixed(value, digits).replace("-", MINUS)
             both = (e, t) in effects
             look = {"ha": "center", "color": _letters([colours(share) for colours in maps])}
             axes.text(column, row, text, va="bottom" if both else "center", size=size, **look)
             if both:
-                text = f"{effects[e, t]:+.2f}".replace("-", "−")
+                text = fixed(effects[e, t], signed=True).replace("-", MINUS)
                 axes.text(column, row, text, va="top", size=0.85 * size, weight="bold", **look)
 
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .words import excerpt, line, number
+from .._numbers import count, number, setting
+from .words import excerpt, line
 
 LISTED = 40  # entries of a list that are shown
 
@@ -20,14 +21,14 @@ def tree(value: Any, depth: int = 4) -> tuple[str, Any]:
         return "map", [(line(key), tree(item, depth - 1)) for key, item in value.items()]
     if isinstance(value, (list, tuple)) and value and depth:
         if not any(isinstance(item, (Mapping, list, tuple)) for item in value):
-            more = f" … and {len(value) - LISTED:,} more" if len(value) > LISTED else ""
+            more = f" … and {count(len(value) - LISTED)} more" if len(value) > LISTED else ""
             return "text", ", ".join(scalar(item) for item in value[:LISTED]) + more
         if _alike(value):
             keys = [key for key in value[0] if any(item[key] is not None for item in value)]
             return "table", [(line(k), [scalar(item[k]) for item in value]) for k in keys]
         nodes = [tree(item, depth - 1) for item in value[:LISTED]]
         if len(value) > LISTED:
-            nodes.append(("text", f"… and {len(value) - LISTED:,} more"))
+            nodes.append(("text", f"… and {count(len(value) - LISTED)} more"))
         return "list", nodes
     return "text", scalar(value)
 
@@ -46,7 +47,7 @@ def scalar(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return number(value) if abs(value) < 1e6 else f"{value:g}"
+        return number(value) if abs(value) < 1e6 else setting(value)
     if isinstance(value, (Mapping, list, tuple)):
         return excerpt(json.dumps(value, default=str), 1000)
     return excerpt(value, 1000)

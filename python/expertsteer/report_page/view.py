@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .._numbers import count, equals, interval, number, p_text, p_value, setting, unit, with_error
 from ..comparison import Comparison, ComparisonRow
 from ..evaluation import Evaluation, Example
 from ..statistics import Interval, PairedTest
-from .markdown import control_names, family_of, price_names, setting_of, unit_of
+from .markdown import control_names, family_of, price_names, setting_of
 from .tree import scalar, tree
-from .words import clean, excerpt, line, number, p_text, p_value
+from .words import clean, excerpt, line
 
 SHOWN = 12  # examples of each outcome
 PROMPT_LENGTH, ANSWER_LENGTH = 700, 400  # characters of an example that the page shows
@@ -41,7 +42,7 @@ def page_values(evaluation: Evaluation) -> dict[str, Any]:
         "table": _table(comparison, evaluation.method),
         "skipped": [(line(n), clean(why)) for n, why in comparison.skipped.items()],
         "budget": number(comparison.budget),
-        "unit": unit_of(comparison),
+        "unit": unit(comparison.measure),
         "family": family_of(comparison),
         "kl": comparison.measure == "kl",
         "curves": _curves(evaluation),
@@ -49,7 +50,7 @@ def page_values(evaluation: Evaluation) -> dict[str, Any]:
         "examples": _examples(evaluation),
         "harness": [_harness_row(row) for row in evaluation.harness],
         "health": _health(evaluation.health),
-        "excluded": [(line(reason, 300), f"{n:,}") for reason, n in evaluation.excluded.items()],
+        "excluded": [(line(reason, 300), count(n)) for reason, n in evaluation.excluded.items()],
         "settings": tree(_settings(evaluation)),
         "command": _command(evaluation.settings.get("command")),
     }
@@ -62,10 +63,8 @@ def status(row: ComparisonRow) -> str:
     return "good" if row.within else "dear"
 
 
-def _interval(values: Sequence[float], signed: bool = False) -> str:
-    """``0.5 [0.4, 0.6]``, from mean, low, high."""
-    mean, low, high = (number(value, signed) for value in values)
-    return f"{mean} [{low}, {high}]"
+def _signed(value: float) -> str:
+    return number(value, signed=True)
 
 
 def _key_figures(comparison: Comparison, row: ComparisonRow) -> list[tuple[str, str, str]]:
@@ -74,20 +73,17 @@ def _key_figures(comparison: Comparison, row: ComparisonRow) -> list[tuple[str, 
     figures = [("score", number(row.score.mean), score)]
     for name, test in row.against.items():
         d = test.difference
-        remark = f"{number(d.low, True)} to {number(d.high, True)}, p\u00a0{_equals(p_value(test))}"
+        p = equals(p_value(test)).replace(" ", "\u00a0")
+        remark = f"{_signed(d.low)} to {_signed(d.high)}, p\u00a0{p}"
         figures.append((f"against {line(name)}", number(d.mean, True), remark))
-    cost = f"of a budget of {number(comparison.budget)} {unit_of(comparison)}"
+    cost = f"of a budget of {number(comparison.budget)} {unit(comparison.measure)}"
     cost += "" if row.within else ", which it breaks"
     figures.append(("divergence", number(row.divergence), cost))
     test = next(iter(row.against.values()))
     ties = test.items - test.wins - test.losses
-    remark = f"and {test.losses:,} worse, {ties:,} the same"
-    figures.append((f"of {test.items:,} items better", f"{test.wins:,}", remark))
+    remark = f"and {count(test.losses)} worse, {count(ties)} the same"
+    figures.append((f"of {count(test.items)} items better", count(test.wins), remark))
     return figures
-
-
-def _equals(p: str) -> str:
-    return (p if p.startswith("<") else f"= {p}").replace(" ", "\u00a0")
 
 
 def _table(comparison: Comparison, method: str) -> dict[str, Any]:
@@ -113,7 +109,7 @@ def _table(comparison: Comparison, method: str) -> dict[str, Any]:
             "layers": _listed(row.layers),
             "strength": setting_of(row),
             "tests": [_test(row.against.get(name)) for name in controls],
-            "tried": f"{row.tried:,}" if row.tried else number(None),
+            "tried": count(row.tried) if row.tried else number(None),
         }
         for row in comparison.rows
     ]
@@ -132,7 +128,7 @@ def _test(test: PairedTest | None) -> dict[str, Any] | None:
         return None
     return {
         "p": p_value(test),
-        "difference": _interval(test.difference, signed=True),
+        "difference": interval(test.difference, _signed),
         "beats": test.beats(),
         "worse": _worse(test),
     }
@@ -156,7 +152,9 @@ def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [
         {
             "name": line(name),
-            "points": [(f"{p.strength:g}", number(p.divergence), number(p.score)) for p in points],
+            "points": [
+                (setting(p.strength), number(p.divergence), number(p.score)) for p in points
+            ],
         }
         for name, points in evaluation.curves.items()
         if points
@@ -230,11 +228,10 @@ def _example(example: Example, index: int) -> dict[str, Any]:
 
 def _harness_row(row: Mapping[str, Any]) -> dict[str, str]:
     def side(name: str) -> str:
-        value, error = row[name]["value"], row[name].get("stderr")
-        return number(value) + ("" if error is None else f" ± {number(error)}")
+        return with_error(row[name]["value"], row[name].get("stderr"))
 
     sides = {name: side(name) for name in ("unsteered", "steered")}
-    difference = number(row["steered"]["value"] - row["unsteered"]["value"], signed=True)
+    difference = _signed(row["steered"]["value"] - row["unsteered"]["value"])
     words = {name: line(row.get(name)) for name in ("task", "metric", "filter")}
     test = row.get("test") or {}
     p = test.get("p_value") if test.get("adjusted") is None else test["adjusted"]
@@ -261,7 +258,7 @@ def _health(health: Mapping[str, Any]) -> dict[str, Any] | None:
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
     comparison = evaluation.comparison
     own = {
-        "budget": f"{number(comparison.budget)} {unit_of(comparison)}",
+        "budget": f"{number(comparison.budget)} {unit(comparison.measure)}",
         "seed of the comparison": comparison.seed,
         "random directions": len(comparison.random),
         "seconds of the comparison": round(comparison.seconds, 1),

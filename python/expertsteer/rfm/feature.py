@@ -29,8 +29,8 @@ class MetricFits(Fits):
         self.points, self.y, self.sizes, self.options = points, given.y, given.sizes, options
         self.factor, self.reg, self.centre = columns((setting,), len(points), points)
         self.metrics, self.ridges, self._bandwidths = [], [], []
-        self.best = torch.full((len(points),), options.iters, device=points.device)
-        self._top = torch.full((len(points),), -torch.inf, device=points.device)
+        self.best = points.new_full((len(points),), options.iters, dtype=torch.int64)
+        self._top = points.new_full((len(points),), -torch.inf)
         # Of the kept fit: the metric (None for the identity), alpha, diag(P); and the AGOP.
         self._metric: Tensor | None = None
         self._alpha = self._diagonal = self._agop = None
@@ -68,7 +68,10 @@ class MetricFits(Fits):
 
     def _as_matrix(self, metric: Tensor | None) -> Tensor:
         batch, _, d = self.points.shape
-        return torch.eye(d).to(self.points).expand(batch, d, d) if metric is None else metric
+        if metric is not None:
+            return metric
+        one = torch.eye(d, dtype=self.points.dtype, device=self.points.device)
+        return one.expand(batch, d, d)
 
     def _outputs(self, metric, alpha, diagonal, bandwidth, new: Tensor) -> Tensor:
         seen = new if metric is None else new @ metric

@@ -89,7 +89,7 @@ class GramFits(Fits):
         self.metrics: list[Tensor] = []
         self.ridges: list[Tensor] = []
         self._bandwidths: list[Tensor] = []
-        self.best = torch.full((len(self.y),), options.iters, device=self.points.device)
+        self.best = self.points.new_full((len(self.y),), options.iters, dtype=torch.int64)
 
     def run(self, held: Problems | None = None) -> GramFits:
         self._iterate(held)

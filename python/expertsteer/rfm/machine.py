@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import ops
 from .._progress import Ticker
+from .._tensors import as_tensor
 from ..artifacts import require_finite
 from .collection import Collection
 from .gram import Operations
@@ -242,7 +242,7 @@ class RFM:
                     "outputs, and hold at least one row"
                 )
             held = Problems(held.X.to(given.X.dtype), held.y.to(given.y.dtype), held.sizes)
-        self._batched, self._y_was_vector = X.ndim == 3, torch.as_tensor(y).ndim == 1
+        self._batched, self._y_was_vector = X.ndim == 3, as_tensor(y).ndim == 1
         return given, held
 
     def _fit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._tensors import integers
 from .collection import Kept, Part
 from .feature import FeatureFits
 from .fits import Fits, NoGradientError
@@ -93,8 +94,8 @@ class _Best:
         self.failed: NoGradientError | None = None
         self.problems = problems
         self.owner: list[tuple[Fits, int] | None] = [None] * problems  # fits, row in their batch
-        self.score = torch.full((problems,), -torch.inf, dtype=torch.float64)
-        self.chosen = torch.zeros(problems, dtype=torch.int64)
+        self.score = torch.full((problems,), -torch.inf, dtype=torch.float64, device="cpu")
+        self.chosen = torch.zeros(problems, dtype=torch.int64, device="cpu")
         self.seen = 0
         self.all: list[Tensor] = []
 
@@ -115,7 +116,10 @@ class _Best:
 
     def skip(self, failed: NoGradientError) -> None:
         self.failed = failed
-        self.all.append(torch.full((self.fits, self.problems), float("nan")))
+        unknown = torch.full(
+            (self.fits, self.problems), torch.nan, dtype=torch.float64, device="cpu"
+        )
+        self.all.append(unknown)
         self.seen += 1
 
     def require_one(self) -> None:
@@ -128,7 +132,7 @@ class _Best:
             _, problems, rows = groups.setdefault(id(fits), (fits, [], []))
             problems.append(q)
             rows.append(row)
-        return [Kept(f, torch.tensor(p), torch.tensor(r)) for f, p, r in groups.values()]
+        return [Kept(fits, integers(p), integers(r)) for fits, p, r in groups.values()]
 
     def values(self) -> Tensor | None:
         return torch.stack([t.cpu().double() for t in self.all]) if self.all else None

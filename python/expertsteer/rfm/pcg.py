@@ -27,7 +27,8 @@ class Nystrom:
     def __init__(self, tiles: KernelTiles, reg: float, rank: int):
         n = len(tiles.points)
         device = tiles.points.device
-        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(1))[:rank].to(device)
+        generator = torch.Generator().manual_seed(1)
+        chosen = torch.randperm(n, generator=generator, device="cpu")[:rank].to(device)
         columns = tiles.columns(chosen)  # [n, r]
         core = columns[chosen].double()
         core = (core + core.T) / 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._tensors import as_tensor
 from ..artifacts import require_finite
 
 OUTLIER = 8.0  # lengths, in medians, beyond which a row may not decide where the centre lies
@@ -41,7 +42,7 @@ def problems(
             f"{x_name} must be a floating point tensor [N, D] or [B, N, D], came {came}"
         )
     batch, rows = (X.shape[0] if X.ndim == 3 else 1), X.shape[-2]
-    y = torch.as_tensor(y, device=X.device)
+    y = as_tensor(y).to(X.device)
     if y.ndim == 1:
         y = y.unsqueeze(-1)
     if y.ndim == 2 and y.shape[0] == rows:
@@ -83,13 +84,14 @@ def _sizes(name: str, sizes: Tensor | None, batch: int, rows: int, device) -> Te
 def require_trainable(given: Problems) -> None:
     """At least two rows and two different labels in every problem."""
     n = given.X.shape[1]
-    sizes = torch.full((len(given.X),), n) if given.sizes is None else given.sizes.cpu()
+    sizes = given.X.new_full((len(given.X),), n, dtype=torch.int64)
+    sizes = (sizes if given.sizes is None else given.sizes).cpu()
     if int(sizes.min()) < 2:
         short = (sizes < 2).nonzero().flatten().tolist()
         raise ValueError(
             f"X must hold at least 2 rows, came {int(sizes.min())} in problems {short}"
         )
-    inside = (torch.arange(n) < sizes.view(-1, 1)).unsqueeze(-1).to(given.y.device)
+    inside = (torch.arange(n, device="cpu") < sizes.view(-1, 1)).unsqueeze(-1).to(given.y.device)
     constant = ~(inside & (given.y != given.y[:, :1])).flatten(1).any(dim=1)
     if bool(constant.any()):
         raise ValueError(

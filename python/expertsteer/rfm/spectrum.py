@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._tensors import normal_draws
 from .steps import Step
 
 # Of the largest eigenvalue. The n x n map is symmetric but for the rounding of P, which it
@@ -187,7 +188,7 @@ def noise_like(guess: Tensor) -> Tensor:
     """A tenth of each guess's length in a fixed random direction: a guess may be orthogonal to the
     answer."""
     n = guess.shape[1]
-    noise = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = normal_draws(n, seed=0, dtype=torch.float64)
     return 0.1 * n**-0.5 * guess.norm(dim=1, keepdim=True) * noise.to(guess)
 
 

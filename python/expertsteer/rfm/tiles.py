@@ -145,7 +145,8 @@ class KernelTiles:
         """
         n = len(self.points)
         rank = (n * (n - 1) // 2 - 1) // 2
-        sample = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SAMPLE]
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randperm(n, generator=generator, device="cpu")[:SAMPLE]
         between = self._sampled(sample.to(self.points.device))
         reach = BRACKET
         while True:

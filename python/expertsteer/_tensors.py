@@ -1,0 +1,34 @@
+"""Values that people give as tensors, arrays or lists, whatever torch's defaults are set to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def as_tensor(values: Any) -> Tensor:
+    """A tensor as it is, where it is; an array in its type and Python's numbers, on the CPU.
+
+    `torch.as_tensor` would move a tensor to the default device, and give numbers the default type,
+    which people set to load models in half precision. Here floats without a type become float32.
+    """
+    if isinstance(values, Tensor):
+        return values
+    made = torch.as_tensor(values, device="cpu")
+    if made.is_floating_point() and not hasattr(values, "dtype"):
+        made = torch.as_tensor(values, dtype=torch.float32, device="cpu")
+    return made
+
+
+def integers(numbers: Iterable[int]) -> Tensor:
+    """Indices, labels or token ids as int64, on the CPU."""
+    return torch.tensor(list(numbers), dtype=torch.int64, device="cpu")
+
+
+def normal_draws(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Independent standard normal numbers on the CPU, the same for the same seed everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
