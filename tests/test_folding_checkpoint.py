@@ -257,7 +257,7 @@ def test_bad_arguments_change_nothing(build_model, wrong, strength, message):
 
 def test_a_model_steered_by_a_live_fold_is_refused():
     model = llama()
-    fold = Fold(model, 2)
+    fold = Fold(model, 2).install()
     with pytest.raises(ValueError, match="folded already"):
         fold_permanently(model, vectors())
     fold.remove()

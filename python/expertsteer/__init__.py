@@ -52,6 +52,7 @@ _PUBLIC = {
     "Gate": "_bank",
     "Steering": "steer",
     "attach": "steer",
+    "detach": "steer",
     "ExpertSteer": "pipeline",
 }
 
@@ -87,6 +88,7 @@ __all__ = [
     "capture",
     "capture_to",
     "compare",
+    "detach",
     "evaluate",
     "fit_concepts",
     "fit_vectors",
@@ -132,7 +134,7 @@ if TYPE_CHECKING:
     from .pair import pair_layers
     from .pipeline import ExpertSteer
     from .rfm import RFM
-    from .steer import Steering, attach
+    from .steer import Steering, attach, detach
     from .stored import StoredStates
     from .streams import ContrastStream
     from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task

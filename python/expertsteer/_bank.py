@@ -102,11 +102,10 @@ class Bank:
 
     def snapshot(self) -> tuple:
         """What `restore` takes back."""
-        return self.experts, self.strength, self.rows, self.factors
+        return self.experts, self.strength, self.rows, self.factors, self.sequences
 
     def restore(self, snapshot: tuple) -> None:
-        self.experts, self.strength, self.rows, self.factors = snapshot
-        self.sequences = len(self.rows)
+        self.experts, self.strength, self.rows, self.factors, self.sequences = snapshot
         self._refill()
 
     def buffers(self, layer: int, device: torch.device, wide: torch.dtype) -> Buffers:

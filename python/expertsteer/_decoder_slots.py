@@ -99,7 +99,7 @@ class DecoderSlot(Unmovable, Decoder):
             RuntimeError: it is not so, with the layers.
         """
         steering = self.steering
-        if ran < len(steering.slots):
+        if ran < len(steering.slots) and not self.detached:  # by another thread meanwhile
             _require_ran([i for i, s in steering.slots.items() if s.serial != serial])
         if steering.watch:
             _require_finite(steering, output, inputs)
@@ -146,12 +146,19 @@ class FoldedDecoderSlot(Unmovable):
         self.off, self.first = False, True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or self.off:
+        if self.off:
             return self.original(*args, **kwargs)
-        if self.first:
-            output = self._first(*args, **kwargs)
-        else:
-            output = self.original(*args, **kwargs)
+        if reason := self.steering.why_fold_no_longer():
+            self.steering.leave_fold(reason)
+            return self.steering.decoder.decoder.forward(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.original(*args, **kwargs)
+        here = self.steering.current
+        outer, here.folded = here.folded, True
+        try:
+            output = (self._first if self.first else self.original)(*args, **kwargs)
+        finally:
+            here.folded = outer
         if not self.steering.watch:
             return output
         inputs = dict(zip(self.names, args)) | kwargs if args else kwargs

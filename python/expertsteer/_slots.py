@@ -94,7 +94,8 @@ class LayerSlot(Unmovable, Slot):
     def _require_pass(self) -> None:
         steering = self.steering
         compiles = torch.compiler.is_compiling() or steering.traced.mask is not None
-        if steering.current.opened is None and not compiles:
+        here = steering.current
+        if here.opened is None and not here.folded and not compiles:
             raise RuntimeError(
                 f"layer {self.index} of a steered model was called outside its decoder's forward, "
                 "where its padding and positions are unknown; call the model, or detach"
