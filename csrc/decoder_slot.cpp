@@ -115,6 +115,9 @@ bool output_is_finite(PyObject* output) {
 PyObject* decoder_call(PyObject* object, PyObject* args, PyObject* kwargs) {
   DecoderSlotObject* self = decoder_of(object);
   if (self->off) return PyObject_Call(self->original, args, kwargs);
+  const int recorded = is_recorded();
+  if (recorded < 0) return nullptr;
+  if (recorded) return PyObject_Call(self->slowly, args, kwargs);
   std::int64_t batch, tokens;
   const bool plain = self->positions >= 0 && kwargs && PyTuple_GET_SIZE(args) == 0 &&
                      shape_of(kwargs, &batch, &tokens) &&

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._bank import Bank, Gate
+from ._bank import Bank, Gate, finite_number
 from ._decoder import find_decoder
 from ._foldable import last_linear, why_not_foldable
 from ._positions import Positions
@@ -177,9 +177,7 @@ def resolved_strength(strength: Any, experts: Mapping[Any, SteeringVectors], ope
                 "were calibrated one by one; calibrate their sum, or give a number"
             )
         return _stored_strength(next(iter(experts.values())), operation)
-    if not abs(float(strength)) < float("inf"):
-        raise ValueError(f"strength must be a finite number, came {strength}")
-    return float(strength)
+    return finite_number("strength", strength)
 
 
 def _stored_strength(vectors: SteeringVectors, operation: str) -> float:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ._checkpointing import watch
+from ._diagnosis import require_length
 from ._entry import Decoder, Unmovable, all_finite, set_traced_call
 from ._positions import POSITIONS, token_mask
 from ._traced import SharedByLayers, handing
-from ._tracing import is_traced
+from ._tracing import is_traced, is_transformed
 from .ops import reference_steer
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class DecoderSlot(Unmovable, Decoder):
         """Tell the quick way what is set."""
         steering, named = self.steering, self.steering.positions
         quick = isinstance(named, str) and steering.watch and not steering.regional
+        quick = quick and not steering.bank.amplifies
         code = POSITIONS.index(named) if quick else -1
         self.expect(code, steering.bank.sequences, len(steering.slots))
         self.off = steering.silent
@@ -197,6 +199,8 @@ def _require_finite(steering: Installed, output: Any, inputs: dict[str, Any]) ->
         steering.diagnose(hidden, inputs)
     elif finite is None:
         steering.watched.add(hidden)
+    elif steering.bank.amplifies:
+        require_length(steering, hidden, inputs)
 
 
 class OpenPass:
@@ -213,7 +217,9 @@ class OpenPass:
         self.steering, self.chosen, self.shape = steering, chosen, shape
         self.here = steering.current
         self.outer, self.here.opened = self.here.opened, self
-        if chosen is True or chosen is False:
+        if is_transformed(chosen):  # a mask on no device: no slot takes the quick way
+            self.serial = steering.passes.open(chosen is not False, *shape, 1, 0, 0, 0, 0)
+        elif chosen is True or chosen is False:
             self.serial = steering.passes.open(chosen, *shape, 0, 0, 0, 0, 0)
         else:
             device = chosen.device

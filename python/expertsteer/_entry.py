@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._tracing import RECORDERS, unwrapped
 from .ops.native import _C
 
 if _C is not None:
     Passes, Slot, Decoder = _C.Passes, _C.Slot, _C.DecoderSlot
     set_traced_call = _C.set_traced_call
     QUICK = _C.use_tensor_type(torch.Tensor)
+    _C.use_recorders(*RECORDERS)
 else:
     QUICK = False
 
@@ -81,6 +83,7 @@ else:
 
 def all_finite(hidden: Tensor) -> bool | None:
     """Whether every entry is finite; ``None`` where telling would wait for a device."""
+    hidden = unwrapped(hidden)
     known = _C.all_finite(hidden) if QUICK else None
     if known is None and isinstance(hidden, Tensor) and hidden.device.type == "cpu":
         return bool(torch.isfinite(hidden).all())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._bank import Bank
 from ._decoder_slots import DecoderSlot, FoldedDecoderSlot, OpenPass
-from ._diagnosis import Watched
+from ._diagnosis import Watched, diagnose
 from ._entry import Passes, Uncopied, put_back
 from ._folding import Fold, TrainSlot
 from ._positions import Positions, Prompt
@@ -220,8 +220,6 @@ class Installed(Uncopied):
 
     def diagnose(self, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
         """Called when states are not finite; raises when steering is what made them so."""
-        from ._diagnosis import diagnose
-
         diagnose(self, hidden, inputs)
 
     def _replace(self, owner: nn.Module, name: str, slot: Any) -> None:

@@ -14,7 +14,7 @@ from . import ops
 from ._entry import Slot, Unmovable, set_traced_call
 from ._positions import Prompt
 from ._traced import SharedByLayers, handing
-from ._tracing import is_traced
+from ._tracing import is_traced, is_transformed
 from .ops import native_steer, reference_steer
 from .ops.standing import standing
 
@@ -89,7 +89,8 @@ class LayerSlot(Unmovable, Slot):
         mask = None if opened is None else opened.mask
         if mask is not None:
             mask = mask.to(output.device)
-        return self._steered(self.function, output, mask)
+        seen = is_transformed(output)  # a change through a pointer would not be
+        return self._steered(reference_steer.steer if seen else self.function, output, mask)
 
     def _require_pass(self) -> None:
         steering = self.steering

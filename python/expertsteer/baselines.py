@@ -135,7 +135,7 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
     if not names:
         return {}
     expert, target = fitting.expert, fitting.target
-    information = mutual_information(expert.states, target.states)
+    information = mutual_information(expert, target)
 
     def paired(rule: str, effect: Effect | None = None) -> LayerPairing:
         axes = {"expert_layers": expert.layers, "target_layers": target.layers}
