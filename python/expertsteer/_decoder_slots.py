@@ -101,7 +101,7 @@ class DecoderSlot(Unmovable, Decoder):
             RuntimeError: it is not so, with the layers.
         """
         steering = self.steering
-        if ran < len(steering.slots) and not self.detached:  # by another thread meanwhile
+        if ran < len(steering.slots) and not self.off:  # by another thread meanwhile
             _require_ran([i for i, s in steering.slots.items() if s.serial != serial])
         if steering.watch:
             _require_finite(steering, output, inputs)
