@@ -32,6 +32,7 @@ struct SlotObject {
   DLDataType dtype;
   std::int64_t rows_batch;  // sequences that rows and strengths are given for; 1 serves any number
   Steer args;
+  PyObject* memory;  // keeps alive what `args` points to
 };
 
 SlotObject* slot_of(PyObject* object) { return reinterpret_cast<SlotObject*>(object); }
@@ -67,9 +68,11 @@ bool steer_quickly(const SlotObject* self, const OpenPass& pass, PyObject* tenso
   if (args.batch * args.tokens * args.width < kReleaseGil) {
     steer_cpu(args);
   } else {
+    PyObject* memory = Py_XNewRef(self->memory);  // another thread may arm the slot meanwhile
     Py_BEGIN_ALLOW_THREADS;
     steer_cpu(args);
     Py_END_ALLOW_THREADS;
+    Py_XDECREF(memory);
   }
   return true;
 }
@@ -120,6 +123,7 @@ int slot_traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(self->original);
   Py_VISIT(self->slowly);
   Py_VISIT(self->passes);
+  Py_VISIT(self->memory);
   return 0;
 }
 
@@ -128,6 +132,7 @@ int slot_clear(PyObject* object) {
   Py_CLEAR(self->original);
   Py_CLEAR(self->slowly);
   Py_CLEAR(self->passes);
+  Py_CLEAR(self->memory);
   return 0;
 }
 
@@ -140,12 +145,12 @@ void slot_dealloc(PyObject* object) {
 }
 
 // arm(dtype, device_type, device_id, width, operation, vectors, table, table_stride, inverse_norms,
-//     rows, rows_batch, strengths, gates, gates_batch, thresholds, threads): addresses and sizes
-// that stay as they are until the next arm or disarm.
+//     rows, rows_batch, strengths, gates, gates_batch, thresholds, threads, memory): addresses and
+// sizes that stay as they are until the next arm or disarm, and what keeps the memory there.
 PyObject* slot_arm(PyObject* object, PyObject* const* given, Py_ssize_t count) {
   constexpr int kCount = 16;
-  if (count != kCount) {
-    PyErr_SetString(PyExc_TypeError, "arm takes sixteen integers");
+  if (count != kCount + 1) {
+    PyErr_SetString(PyExc_TypeError, "arm takes sixteen integers and what keeps the memory");
     return nullptr;
   }
   std::int64_t n[kCount];
@@ -173,6 +178,7 @@ PyObject* slot_arm(PyObject* object, PyObject* const* given, Py_ssize_t count) {
   args.thresholds = reinterpret_cast<const void*>(n[14]);
   args.thresholds_stride = args.gates_stride;
   args.threads = static_cast<int>(n[15]);
+  Py_XSETREF(self->memory, Py_NewRef(given[kCount]));
   self->armed = true;
   Py_RETURN_NONE;
 }

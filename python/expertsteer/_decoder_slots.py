@@ -54,7 +54,10 @@ class DecoderSlot(Unmovable, Decoder):
         if tokens is None:
             tokens = inputs.get("inputs_embeds")
         if is_traced(tokens):
-            return self.traced(inputs, tokens, args, kwargs)
+            try:
+                return self.traced(inputs, tokens, args, kwargs)
+            finally:
+                self.steering.traced.mask = None
         opened = self._place(tokens, inputs)
         try:
             output = self.original(*args, **kwargs)

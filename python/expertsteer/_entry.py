@@ -60,7 +60,7 @@ else:
             self.serial = self.passes.here.serial
             return self.slowly(output)
 
-        def arm(self, *arguments: int) -> None:
+        def arm(self, *arguments: Any) -> None:
             """There is no quick way to arm."""
 
         disarm = arm

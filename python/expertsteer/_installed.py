@@ -170,7 +170,7 @@ class Installed(Uncopied):
         for fold in self.folds.values():
             fold.remove()
         self._restore.clear()
-        self.folds.clear()
+        self.folds = {}  # a pass of another thread may be going through the old one
 
     @contextmanager
     def muted(self) -> Iterator[None]:
@@ -180,7 +180,8 @@ class Installed(Uncopied):
         self.silent = True
         for slot in slots:
             slot.off = True
-        for fold in self.folds.values():
+        folds = self.folds
+        for fold in folds.values():
             fold.write(torch.zeros(self.bank.width))
         try:
             yield
@@ -188,8 +189,9 @@ class Installed(Uncopied):
             self.silent = was[0]
             for slot, off in zip(slots, was[1]):
                 slot.off = off or slot.detached  # by another thread meanwhile
-            for layer, fold in self.folds.items():
-                fold.write(self.bank.displacement(layer))
+            if self.folds is folds:
+                for layer, fold in folds.items():
+                    fold.write(self.bank.displacement(layer))
 
     @contextmanager
     def generating(self, prompt: Prompt) -> Iterator[None]:

@@ -62,7 +62,8 @@ class LayerSlot(Unmovable, Slot):
         """Hand the addresses of the buffers to the quick way, or take them back."""
         self.disarm()
         if self.function is native_steer.steer:
-            self.arm(*standing(self.buffers, *self.kind, self.steering.operation))
+            numbers = standing(self.buffers, *self.kind, self.steering.operation)
+            self.arm(*numbers, tuple(vars(self.buffers).values()))
 
     def steer(self, output: Any) -> Any:
         """What came out of the layer, steered, wherever the quick way does not serve.
@@ -76,7 +77,9 @@ class LayerSlot(Unmovable, Slot):
             if isinstance(output, tuple) and type(output) is not tuple:
                 return output._replace(**{output._fields[0]: steered})
             return type(output)((steered, *output[1:]))
-        if is_traced(output):
+        opened = self.steering.current.opened  # none where the quick way steers every token
+        traced = is_traced(output)
+        if traced and opened is None:
             return self.traced(output)
         if not isinstance(output, Tensor) or output.ndim != 3:
             came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -85,12 +88,12 @@ class LayerSlot(Unmovable, Slot):
             )
         if self.kind != (output.device, output.dtype):
             self._prepare(output.device, output.dtype)
-        opened = self.steering.current.opened  # none where the quick way steers every token
         mask = None if opened is None else opened.mask
         if mask is not None:
             mask = mask.to(output.device)
-        seen = is_transformed(output)  # a change through a pointer would not be
-        return self._steered(reference_steer.steer if seen else self.function, output, mask)
+        # Who follows would not see a change through a pointer.
+        followed = traced or is_transformed(output)
+        return self._steered(reference_steer.steer if followed else self.function, output, mask)
 
     def _require_pass(self) -> None:
         steering = self.steering

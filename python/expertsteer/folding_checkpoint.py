@@ -14,6 +14,7 @@ from ._conversions import CONVERTED, converted, why_not_converted
 from ._decoder import DecoderLayers, find_decoder, uncompiled
 from ._foldable import FOLDABLE, family_of, last_linear, walk, why_not_plain
 from ._folding import rounded_sum
+from ._installed import steerings_of
 from .vectors import SteeringVectors
 
 
@@ -146,6 +147,8 @@ def fold_permanently(
         raise ValueError(f"vectors must be SteeringVectors, came {type(vectors).__name__}")
     strength = finite_number("strength", strength)
     model = uncompiled(model)
+    if steerings_of(model):
+        raise ValueError("model is steered at the moment; use Steering.fold, or detach it first")
     biases = {
         layer: _new_bias(
             last_linear(model, layer, decoder_layers),

@@ -8,26 +8,23 @@ tokens are steered, for all layers together. Leaving the context manager puts ba
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import _checkpointing
 from ._attaching import (
     by_name,
     checked_experts,
     checked_prompt_length,
-    choose_mode,
     require_distinct,
     require_effect,
     resolved_strength,
 )
 from ._bank import Bank, Gate
+from ._changing import Changeable
 from ._decoder import find_decoder, uncompiled
-from ._installed import Installed, steerings_of
+from ._installed import steerings_of
 from ._positions import Positions, checked_positions
 from .vectors import SteeringVectors
 
@@ -80,7 +77,8 @@ def attach(
     Forward passes in several threads keep their tokens apart. ``set``, ``set_rows`` and ``detach``
     are for all of them: each pass that begins afterwards, in a ``generate`` that is running too,
     is steered as they say, or not at all. A pass that another thread is in at that moment ends
-    without an error; the layers it has not reached yet may already be the changed ones.
+    without an error, its first layers as before and its last ones perhaps as changed. ``attach``
+    itself waits for nobody: attach before other threads use the model.
 
     One steering per model at a time: a second ``attach`` is refused. Where the object was lost, or
     something interrupted attaching or leaving, `detach` puts the model back.
@@ -124,22 +122,12 @@ def detach(model: nn.Module) -> bool:
     return bool(found)
 
 
-class Steering(Installed):
+class Steering(Changeable):
     """A steered model. Made by `attach`; ``set`` and ``set_rows`` change what is added.
 
     Attributes:
         mode: ``"fold"`` or ``"slot"``; strength, positions, operation, vectors: as attached or set.
     """
-
-    def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str):
-        super().__init__(model, decoder, bank, backend)
-        self.fixed = True
-        self._state = "new"
-        self._changes = threading.RLock()  # one at a time
-
-    @property
-    def attached(self) -> bool:
-        return self._state == "attached"
 
     @property
     def strength(self) -> float:
@@ -242,97 +230,12 @@ class Steering(Installed):
             self.detach()
         return fold_permanently(self.model, added, 1.0, decoder_layers=path)
 
-    def detach(self) -> None:
-        """Put back everything that was replaced; harmless when called twice.
-
-        Interrupted, it is finished by another call, of this method or of `expertsteer.detach`.
-        """
-        with self._changes:
-            self._state = "detached"
-            self.put_back()
-            _checkpointing.unwatch(self, self.checkpointed)
-            self.release()
-
     def __enter__(self) -> Steering:
         self._require_attached()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.detach()
-
-    def _start(
-        self, strength: float, positions: Positions, mode: str, decoder_layers: str | None
-    ) -> None:
-        try:
-            self.reserve()
-            self.mode = choose_mode(self, positions, mode, decoder_layers)
-            self.fixed = mode != "auto"
-            self.bank.fill(self.bank.experts, strength)
-            self.positions = positions
-            self.traced.set_positions(positions)
-            self.install()
-            self._state = "attached"
-        except BaseException:
-            self.detach()
-            raise
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """All of a change or nothing of it, whatever refuses or interrupts it."""
-        with self._changes:
-            self._require_attached()
-            before = self.bank.snapshot(), self.positions, self.prompt_length, self.mode
-            try:
-                yield
-            except BaseException:
-                self._go_back(*before)
-                raise
-
-    def _go_back(self, bank: tuple, positions: Positions, length: Any, mode: str) -> None:
-        if self._state == "detached":
-            return self.detach()
-        try:
-            self.bank.restore(bank)
-            self.positions = positions
-            self.traced.set_positions(positions)
-            if self.prompt_length is not length:
-                self.prompt_length = length
-                self.traced.set_prompt(length)
-            if self.mode != mode or not self.complete:
-                self._install_again(mode)
-            self.fill()
-        except BaseException:
-            self.detach()
-            raise
-
-    def _refill(self, slots: bool) -> None:
-        """Hand on what the bank holds, to slots where only they serve.
-
-        That is for good: going back and forth would compile again each time.
-        """
-        if slots and self.mode == "fold":
-            self._install_again("slot")
-        else:
-            self.fill()
-
-    def _install_again(self, mode: str) -> None:
-        self.put_back()
-        self.mode = mode
-        self.install()
-
-    def leave_fold(self, reason: str) -> None:
-        """Go over to slots in a forward pass that biases would not steer.
-
-        Raises:
-            RuntimeError: ``mode="fold"`` was asked for.
-        """
-        if self.fixed:
-            raise RuntimeError(
-                f'mode="fold" no longer steers this model: {reason}; attach with mode="slot" or '
-                '"auto", which goes over to slots by itself'
-            )
-        with self._changing():
-            self._refill(slots=True)
 
     def _require_slots(self, needed: bool) -> None:
         if needed and self.mode == "fold" and self.fixed:
@@ -366,7 +269,3 @@ class Steering(Installed):
         if not isinstance(self.positions, str) or self.positions != "all":
             return 'only positions="all" is a bias'
         return None if self.bank.sequences == 1 else "set_rows chose vectors per sequence"
-
-    def _require_attached(self) -> None:
-        if self._state == "detached":
-            raise RuntimeError("this steering was detached; attach again to steer")
