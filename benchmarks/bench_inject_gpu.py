@@ -73,7 +73,7 @@ def step(model, batch, how):
     ids = torch.randint(0, 32000, (batch, PROMPT + 1), device=model.device)
     ids.copy_(torch.arange(ids.numel(), device=model.device).view_as(ids) % 32000)
     cache = StaticCache(config=model.config, max_cache_len=CACHE)
-    model(ids[:, :PROMPT], past_key_values=cache)
+    model(ids[:, :PROMPT], **{cases.cache_name(model): cache})
     place = torch.tensor([PROMPT], device=model.device)
     lengths = [layer.cumulative_length for layer in cache.layers]
     run = cases.compiled_step(model) if how == "compiled" else cases.eager_step(model)

@@ -7,6 +7,7 @@ file in environments of their own.
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -136,11 +137,17 @@ def steered(tool: str, model: nn.Module, deltas: dict[int, Tensor]):
     return attached(model, deltas, tool)
 
 
+def cache_name(model: nn.Module) -> str:
+    """What this release of transformers calls a model's cache."""
+    names = inspect.signature(type(getattr(model, "_orig_mod", model)).forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
+
+
 def eager_step(model: nn.Module) -> Callable[..., Tensor]:
     """``(ids, cache) -> logits``."""
 
     def step(ids: Tensor, cache, **more) -> Tensor:
-        return model(ids, past_key_values=cache, **more).logits
+        return model(ids, **{cache_name(model): cache}, **more).logits
 
     return step
 

@@ -70,7 +70,7 @@ def _bare_additions(model, deltas: dict):
 def _compiled_step(model, ids: Tensor, backend: str):
     """A call that runs one compiled step after the prompt, and its logits."""
     cache = StaticCache(config=model.config, max_cache_len=64)
-    model(ids, past_key_values=cache)
+    model(ids, **{cases.cache_name(model): cache})
     start = {
         id(layer): layer.cumulative_length.clone()
         for layer in cache.layers

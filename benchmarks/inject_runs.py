@@ -16,7 +16,7 @@ from transformers import DynamicCache
 import expertsteer as es
 import inject_cases as cases
 from expertsteer._decoder_slots import OpenPass
-from expertsteer._positions import Prompt
+from expertsteer._prompt import Prompt
 
 AGAIN = "unsteered, again"  # other modules on the same weights: what is noise
 
@@ -90,7 +90,9 @@ def passes(width: int, batch: int, budget: float) -> list[dict]:
                 else:
                     steering = stack.enter_context(cases.attached(model, deltas, "slot"))
                     mask = torch.ones_like(ids)
-                    prompt = Prompt.of_generate(model, (ids,), {"attention_mask": mask})
+                    name_of_cache = cases.cache_name(model)
+                    given = {"attention_mask": mask, name_of_cache: step[name_of_cache]}
+                    prompt = Prompt.of_generate(model, (ids,), given)
                     stack.enter_context(steering.generating(prompt))
                     if "rows" in tool:
                         steering.set(positions="generated").set_rows([0] * batch)
@@ -120,9 +122,10 @@ def after_prompt(model, batch: int) -> tuple[Tensor, dict]:
     """The prompt, and the arguments of the decoding step that follows it."""
     ids = cases.prompt(batch)
     cache = DynamicCache(config=model.config)
-    model(ids, past_key_values=cache)
+    name = cases.cache_name(model)
+    model(ids, **{name: cache})
     mask = torch.ones(batch, cases.PROMPT + 1, dtype=torch.long)
-    return ids, {"input_ids": ids[:, -1:], "past_key_values": cache, "attention_mask": mask}
+    return ids, {"input_ids": ids[:, -1:], name: cache, "attention_mask": mask}
 
 
 @torch.inference_mode()
@@ -133,7 +136,7 @@ def thread_counts(width: int, batch: int, budget: float) -> list[dict]:
 
     def call():
         model(**step)
-        step["past_key_values"].crop(-1)
+        step[cases.cache_name(model)].crop(-1)
 
     row = {"hidden": width, "batch": batch}
     try:
@@ -168,7 +171,7 @@ def _steps_once(width: int, batch: int, budget: float, turn: int) -> dict[tuple,
 
             def call(own=own, step=step):
                 found = own(**step).logits
-                step["past_key_values"].crop(-1)
+                step[cases.cache_name(model)].crop(-1)
                 return found
 
             timed[tool, name], outputs[tool, name] = call, call()
@@ -277,7 +280,7 @@ def distinct_vectors(width: int, budget: float, batch: int = 256) -> list[dict]:
     rows = []
     for name, model in (("model", cases.llama(width)), ("additions alone", cases.hollow(width))):
         _, step = after_prompt(cases.llama(width), batch)
-        step.pop("past_key_values")
+        step.pop(cases.cache_name(model))
         step.pop("attention_mask")
         with ExitStack() as stack:
             timed = {}

@@ -16,6 +16,7 @@ struct DecoderSlotObject {
   PyObject* after;    // (output, kwargs, serial, ran): what is wrong with a pass that was run here
   PyObject* decoder;  // whose `training` is looked at
   PassesObject* passes;
+  PyObject* cache_name;  // of the argument that was the cache last time
   bool off;
   int positions;  // 0 all, 1 prompt, 2 generated, 3 last; -1 leaves every pass to Python
   std::int64_t rows_batch, slots;
@@ -26,8 +27,8 @@ DecoderSlotObject* decoder_of(PyObject* object) {
 }
 
 struct Names {
-  PyObject *input_ids, *inputs_embeds, *attention_mask, *past_key_values, *get_seq_length,
-      *training, *last_hidden_state;
+  PyObject *input_ids, *inputs_embeds, *attention_mask, *get_seq_length, *training,
+      *last_hidden_state;
 };
 Names names;
 
@@ -58,10 +59,28 @@ bool pads_nothing(PyObject* mask) {
   return all;
 }
 
-// Tokens that the cache holds; -1 where it is none of transformers' or keeps that on a device.
-std::int64_t cached_tokens(PyObject* kwargs) {
-  PyObject* cache = given(kwargs, names.past_key_values);
-  if (!cache) return PyErr_Occurred() ? -1 : 0;
+// The cache among the arguments, whatever its name is: the one that knows its length. Borrowed;
+// null where there is none.
+PyObject* find_cache(DecoderSlotObject* self, PyObject* kwargs) {
+  if (self->cache_name) {
+    if (PyObject* cache = given(kwargs, self->cache_name)) return cache;
+    if (PyErr_Occurred()) return nullptr;
+  }
+  PyObject *name, *value;
+  Py_ssize_t at = 0;
+  while (PyDict_Next(kwargs, &at, &name, &value)) {
+    if (value == Py_None || PyBool_Check(value) || PyLong_Check(value) || is_plain_tensor(value)) {
+      continue;
+    }
+    if (!PyObject_HasAttr(value, names.get_seq_length)) continue;
+    Py_XSETREF(self->cache_name, Py_NewRef(name));
+    return value;
+  }
+  return nullptr;
+}
+
+// Tokens that the cache holds; -1 where it cannot tell, or keeps that on a device.
+std::int64_t cached_tokens(PyObject* cache) {
   PyObject* length = PyObject_CallMethodNoArgs(cache, names.get_seq_length);
   if (!length) {
     PyErr_Clear();  // Python says what is wrong with it
@@ -73,14 +92,15 @@ std::int64_t cached_tokens(PyObject* kwargs) {
 }
 
 // 1: all tokens are steered, 0: none, -1: Python has to tell.
-int placed(const DecoderSlotObject* self, const OpenPass* pass, PyObject* kwargs) {
+int placed(DecoderSlotObject* self, const OpenPass* pass, PyObject* kwargs) {
   if (self->positions == 0) {
     PyObject* mask = given(kwargs, names.attention_mask);
     if (!mask || pads_nothing(mask)) return 1;
   }
   if (pass->prompt_length < 0) return -1;
-  const std::int64_t offset = cached_tokens(kwargs);
-  if (offset < pass->prompt_length) return -1;
+  PyObject* cache = find_cache(self, kwargs);
+  if (!cache || cache != pass->cache) return -1;
+  if (cached_tokens(cache) < pass->prompt_length) return -1;
   return self->positions == 1 ? 0 : 1;
 }
 
@@ -137,6 +157,8 @@ PyObject* decoder_call(PyObject* object, PyObject* args, PyObject* kwargs) {
   if (PyErr_Occurred()) return nullptr;
   if (steers < 0) return PyObject_Call(self->slowly, args, kwargs);
   open_pass(self->passes, pass, steers == 1, batch, tokens);
+  ++pass->quick;
+  pass->chose |= steers == 1;
   const std::int64_t serial = pass->serial;
   PyObject* output = PyObject_Call(self->original, args, kwargs);
   pass->open = false;
@@ -172,6 +194,7 @@ int decoder_traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(self->after);
   Py_VISIT(self->decoder);
   Py_VISIT(self->passes);
+  Py_VISIT(self->cache_name);
   return 0;
 }
 
@@ -182,6 +205,7 @@ int decoder_clear(PyObject* object) {
   Py_CLEAR(self->after);
   Py_CLEAR(self->decoder);
   Py_CLEAR(self->passes);
+  Py_CLEAR(self->cache_name);
   return 0;
 }
 
@@ -245,11 +269,12 @@ PyType_Spec decoder_spec = {"expertsteer._C.DecoderSlot", sizeof(DecoderSlotObje
                             decoder_slots};
 
 bool intern_names() {
-  names = Names{
-      PyUnicode_InternFromString("input_ids"),        PyUnicode_InternFromString("inputs_embeds"),
-      PyUnicode_InternFromString("attention_mask"),   PyUnicode_InternFromString("past_key_values"),
-      PyUnicode_InternFromString("get_seq_length"),   PyUnicode_InternFromString("training"),
-      PyUnicode_InternFromString("last_hidden_state")};
+  names = Names{PyUnicode_InternFromString("input_ids"),
+                PyUnicode_InternFromString("inputs_embeds"),
+                PyUnicode_InternFromString("attention_mask"),
+                PyUnicode_InternFromString("get_seq_length"),
+                PyUnicode_InternFromString("training"),
+                PyUnicode_InternFromString("last_hidden_state")};
   return names.last_hidden_state != nullptr;
 }
 

@@ -111,19 +111,42 @@ PyObject* passes_close(PyObject* object, PyObject*) {
   return PyLong_FromLongLong(ran);
 }
 
-// set_prompt(length): where the prompt of the running `generate` ends, -1 where it is over
-PyObject* passes_set_prompt(PyObject* object, PyObject* length) {
-  const std::int64_t value = PyLong_AsLongLong(length);
+// set_prompt(length, cache): where the prompt of the running `generate` ends, -1 where that is
+// unknown or it is over, and the address of the cache it went into
+PyObject* passes_set_prompt(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "set_prompt takes a length and an address");
+    return nullptr;
+  }
+  const std::int64_t length = PyLong_AsLongLong(args[0]);
+  void* cache = PyLong_AsVoidPtr(args[1]);
   if (PyErr_Occurred()) return nullptr;
-  new_or_known_pass(reinterpret_cast<PassesObject*>(object))->prompt_length = value;
+  OpenPass* pass = new_or_known_pass(reinterpret_cast<PassesObject*>(object));
+  pass->prompt_length = length;
+  pass->cache = cache;
   Py_RETURN_NONE;
+}
+
+// tally() -> passes of this thread that Python did not open since the last tally, and whether any
+// of them steered
+PyObject* passes_tally(PyObject* object, PyObject*) {
+  OpenPass* pass = pass_of_this_thread(reinterpret_cast<PassesObject*>(object));
+  const std::int64_t quick = pass ? pass->quick : 0;
+  const bool chose = pass && pass->chose;
+  if (pass) {
+    pass->quick = 0;
+    pass->chose = false;
+  }
+  return Py_BuildValue("LO", static_cast<long long>(quick), chose ? Py_True : Py_False);
 }
 
 PyMethodDef passes_methods[] = {
     {"open", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(passes_open)), METH_FASTCALL,
      nullptr},
     {"close", passes_close, METH_NOARGS, nullptr},
-    {"set_prompt", passes_set_prompt, METH_O, nullptr},
+    {"set_prompt", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(passes_set_prompt)),
+     METH_FASTCALL, nullptr},
+    {"tally", passes_tally, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -13,7 +13,10 @@ namespace expertsteer {
 // What the forward pass that is open in one thread told all slots.
 struct OpenPass {
   unsigned long thread = 0;
-  std::int64_t prompt_length = -1;  // of the running `generate`, -1 outside
+  std::int64_t prompt_length = -1;  // of the running `generate`, -1 where no pass has shown it
+  const void* cache = nullptr;      // of its text: only passes over it are placed by that length
+  std::int64_t quick = 0;           // passes since the last tally that Python did not open
+  bool chose = false;               // whether any of them steered
   bool open = false;
   bool steers = false;  // any token at all
   const std::uint8_t* mask = nullptr;

@@ -1,5 +1,8 @@
 """Tiny models, vectors and the definition of steering that the steering tests share."""
 
+import contextlib
+import inspect
+
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -89,3 +92,58 @@ def assert_as_before(model, before):
     found, weights = everything(model)
     assert found == before[0]
     assert all(torch.equal(weights[n], t) for n, t in before[1].items())
+
+
+def cache_name(model):
+    """What this release of transformers calls the cache among a model's arguments."""
+    names = inspect.signature(type(model).forward).parameters
+    return next(n for n in ("cache", "past_key_values", "cache_params", "state") if n in names)
+
+
+@contextlib.contextmanager
+def hooks_that_choose(model, steering_vectors, choose, strength=1.0):
+    """The definition where tokens are chosen pass by pass: ``choose(hidden)`` gives the mask."""
+
+    def hook(delta):
+        def add(module, inputs, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            moved = hidden + delta * choose(hidden).unsqueeze(-1)
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        return add
+
+    layers = find_decoder(model).layers
+    handles = [
+        layers[i].register_forward_hook(hook(strength * steering_vectors.displacement(i)))
+        for i in steering_vectors.layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def passes_of_one(hidden):
+    """Generated tokens, where each comes in a pass of its own behind its prompt's."""
+    return torch.full(hidden.shape[:2], hidden.shape[1] == 1)
+
+
+def longer_passes(hidden):
+    """The prompt's tokens, where that is longer than one."""
+    return torch.full(hidden.shape[:2], hidden.shape[1] > 1)
+
+
+def steps(model, ids, **options):
+    """Logits of each token that a greedy ``generate`` of six writes, ``[batch, 6, vocabulary]``."""
+    settings = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    if ids is not None:
+        settings |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return torch.stack(model.generate(**settings | options).logits, 1)

@@ -152,6 +152,27 @@ def test_a_compiled_model_generates_what_the_eager_one_does(positions):
         del model.forward
 
 
+def test_compiled_branches_of_guidance_have_prompts_of_their_own():
+    model, ids = llama(), tokens(1)
+    options = {
+        "negative_prompt_ids": tokens(1, 9, seed=9),
+        "attention_mask": torch.ones_like(ids),
+        "guidance_scale": 2.0,
+        "do_sample": False,
+        "max_new_tokens": 4,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
+    with es.attach(model, vectors(), mode="slot") as steering:
+        for positions in ("generated", "last"):
+            steering.set(positions=positions)
+            expected = torch.stack(model.generate(ids, **options).scores)
+            model.forward = torch.compile(model.forward, backend="eager")
+            found = torch.stack(model.generate(ids, **options).scores)
+            del model.forward
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_layers_compiled_one_by_one_are_steered():
     model, ids = llama(), tokens()
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])

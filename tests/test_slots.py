@@ -204,7 +204,7 @@ def test_an_explicit_mask_places_the_tokens_cached_or_not():
             with pytest.raises(ValueError, match="positions must be"):
                 steering.set(positions=wrong)
         steering.set(positions=torch.ones(3, 7, dtype=torch.bool))
-        with pytest.raises(ValueError, match="positions must be a mask for 1 or 2 sequences"):
+        with pytest.raises(ValueError, match="positions are a mask for 3 sequences"):
             logits(model, ids)
         steering.set(positions=lambda place, inputs: place.float())
         with pytest.raises(ValueError, match="positions must return a bool tensor"):

@@ -11,7 +11,7 @@ import torch
 
 import expertsteer as es
 from expertsteer.models import find_decoder
-from steering import WIDTH, gpt2, llama, logits, tokens, vectors
+from steering import WIDTH, cache_name, gpt2, llama, logits, tokens, vectors
 
 
 @pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
@@ -156,7 +156,7 @@ def test_generation_continues_from_a_cache_and_with_an_assistant():
             more = model.generate(
                 longer,
                 attention_mask=torch.ones_like(longer),
-                past_key_values=copy.deepcopy(first.past_key_values),
+                **{cache_name(model): copy.deepcopy(first[cache_name(model)])},
                 **options,
             )
             again = model.generate(longer, attention_mask=torch.ones_like(longer), **options)

@@ -53,6 +53,8 @@ _PUBLIC = {
     "Steering": "steer",
     "attach": "steer",
     "detach": "steer",
+    "tokens_at": "_positions",
+    "UnsteeredWarning": "_positions",
     "ExpertSteer": "pipeline",
 }
 
@@ -81,6 +83,7 @@ __all__ = [
     "SteeringVectors",
     "StoredStates",
     "TaskError",
+    "UnsteeredWarning",
     "__version__",
     "align",
     "attach",
@@ -96,6 +99,7 @@ __all__ = [
     "load_task",
     "mutual_information",
     "pair_layers",
+    "tokens_at",
 ]
 
 try:
@@ -119,6 +123,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from ._bank import Gate
     from ._files import ArtifactError
+    from ._positions import UnsteeredWarning, tokens_at
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
     from .calibrate import Calibration
     from .capturing import capture_to

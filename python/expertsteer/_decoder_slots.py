@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ._caches import find_cache
 from ._checkpointing import watch
+from ._decoder import config_depth
 from ._diagnosis import require_length
 from ._entry import Decoder, Unmovable, all_finite, set_traced_call
-from ._positions import POSITIONS, token_mask
+from ._positions import POSITIONS, require_copies, token_mask
 from ._traced import SharedByLayers, handing
 from ._tracing import is_traced, is_transformed
 from .ops import reference_steer
@@ -105,7 +107,7 @@ class DecoderSlot(Unmovable, Decoder):
         """
         steering = self.steering
         if ran < len(steering.slots) and not self.off:  # by another thread meanwhile
-            _require_ran([i for i, s in steering.slots.items() if s.serial != serial])
+            _require_ran(steering, [i for i, s in steering.slots.items() if s.serial != serial])
         if steering.watch:
             _require_finite(steering, output, inputs)
         return output
@@ -114,11 +116,23 @@ class DecoderSlot(Unmovable, Decoder):
         """Open a pass that steers the tokens which the positions choose."""
         steering = self.steering
         here, shape = steering.current, (tokens.shape[0], tokens.shape[1])
-        if steering.bank.sequences not in (1, shape[0]):
-            steering.require_rows(shape[0], here.prompt)
+        prompt = here.prompt
+        require_copies("set_rows was given", steering.bank.sequences, shape[0], prompt.batch)
+        _require_one_batch(steering, inputs)
+        steering.count_passes(prompt)
         chosen = token_mask(
-            steering.positions, here.prompt, inputs, shape, tokens.device, steering.prompt_length
+            steering.positions,
+            prompt,
+            inputs,
+            shape,
+            tokens.device,
+            steering.prompt_length,
+            outer=here.outer,
+            alone=steering.alone,
+            missed=prompt.passes > 0 or here.silent_start,
         )
+        prompt.mark(chosen)
+        steering.tell_place(prompt)
         if torch.is_grad_enabled():
             watch(steering, steering.checkpointed)
         return OpenPass(steering, chosen, shape)
@@ -181,17 +195,44 @@ class FoldedDecoderSlot(Unmovable):
         finally:
             for hook in hooks:
                 hook.remove()
-        _require_ran([i for i in self.steering.folds if i not in ran])
-        self.first = False
+        self.first = bool(
+            _require_ran(self.steering, [i for i in self.steering.folds if i not in ran])
+        )
         return output
 
 
-def _require_ran(idle: list[int]) -> None:
-    if idle:
+def _require_ran(steering: Installed, idle: list[int]) -> list[int]:
+    """Nothing idle but what a draft leaves out: its tokens are checked by a pass of all layers.
+
+    Raises:
+        RuntimeError: other layers than those.
+    """
+    if idle and not (steering.current.prompt.nested and min(idle) >= _depth_now(steering)):
         raise RuntimeError(
             f"layers {idle} carry a vector but did not run in this forward pass, so the "
             "output is not the steered one"
         )
+    return idle
+
+
+def _depth_now(steering: Installed) -> int:
+    """How many layers run: drafts that exit early set it in the configuration for their time."""
+    depth = config_depth(steering.decoder.decoder)
+    return len(steering.decoder.layers) if depth is None else depth
+
+
+def _require_one_batch(steering: Installed, inputs: Mapping[str, Any]) -> None:
+    """Requests that a scheduler packs into one row have prompts that no pass shows.
+
+    Raises:
+        ValueError: positions or rows need to know them.
+    """
+    packed = inputs.get("cu_seq_lens_q")
+    if packed is None or find_cache(inputs) is None or steering.why_not_everywhere() is None:
+        return
+    raise ValueError(
+        f"this pass packs several requests over a paged cache; {steering.why_not_everywhere()}"
+    )
 
 
 def _require_finite(steering: Installed, output: Any, inputs: dict[str, Any]) -> None:

@@ -68,16 +68,16 @@ def diagnose(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any]) -> 
     if not _real(~torch.isfinite(hidden).all(dim=-1), inputs):
         return
     prompt = steering.current.prompt
-    seen, steering.watch = prompt.seen, False
-    with steering.muted():
+    steering.watch = False
+    with prompt.unrecorded(), steering.muted():
         unsteered = _first_bad_layer(steering, inputs)
-    prompt.seen = seen
     if unsteered is not None:
         return  # the model's own; it stays unwatched, as every pass would be run again
     try:
-        broken = _first_bad_layer(steering, inputs)
+        with prompt.unrecorded():
+            broken = _first_bad_layer(steering, inputs)
     finally:
-        steering.watch, prompt.seen = True, seen
+        steering.watch = True
     _raise(steering, broken, hidden.dtype)
 
 

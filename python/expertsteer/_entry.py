@@ -41,8 +41,12 @@ else:
             self.here.steers = False
             return self.here.ran
 
-        def set_prompt(self, length: int) -> None:
+        def set_prompt(self, length: int, cache: int) -> None:
             """Only the quick way asks for it."""
+
+        def tally(self) -> tuple[int, bool]:
+            """No pass goes the quick way."""
+            return 0, False
 
     class Slot:  # type: ignore[no-redef]
         """Calls ``original``, then ``slowly`` on what it gave."""

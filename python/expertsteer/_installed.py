@@ -15,8 +15,10 @@ from ._decoder_slots import DecoderSlot, FoldedDecoderSlot, OpenPass
 from ._diagnosis import Watched, diagnose
 from ._entry import Passes, Uncopied, put_back
 from ._folding import Fold, TrainSlot
-from ._positions import Positions, Prompt
-from ._slots import GenerateSlot, LayerSlot
+from ._outer_slots import CONTINUOUS, ContinuousSlot, GenerateSlot, OuterSlot, prepares_inputs
+from ._positions import Outer, Positions
+from ._prompt import Prompt
+from ._slots import LayerSlot
 from ._traced import TracedPositions
 
 
@@ -31,7 +33,10 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.folded = False
         self.prompt = Prompt()
+        self.silent_start = False  # nothing was steered when the running ``generate`` began
+        self.outer: Outer | None = None
         self.opened: OpenPass | None = None
+        self.told: tuple[int, int] | None = None
 
 
 _STEERING = "_expertsteer_steering"  # under which a steered module knows its steering
@@ -51,6 +56,7 @@ class Installed(Uncopied):
         silent: nothing can change, so that slots do not run at all.
         watch: states are looked at for what is not finite.
         regional: layers were compiled one by one.
+        alone: no ``generate`` of the model's own is there, as in a part of another model.
         tables: those of all slots as compiled passes read them, ``[L, R, D]``; ``None`` where each
             slot reads its own.
         alike: buffers of any slot, for what all of them share; layer_function: the forward of the
@@ -70,6 +76,8 @@ class Installed(Uncopied):
         self.silent, self.watch, self.regional = True, True, False
         self.tables: Tensor | None = None
         self.watched = Watched()
+        can = getattr(model, "can_generate", None)
+        self.alone = not hasattr(model, "generate") or (callable(can) and not can())
         self.checkpointed = [decoder.decoder, *decoder.layers]
         self.complete, self._restore = False, list[tuple[nn.Module, str, Any, Any]]()
         self.positions: Positions = "all"
@@ -123,6 +131,8 @@ class Installed(Uncopied):
             self._replace(slot.layer, "forward", slot)
         self.placing = DecoderSlot(self, decoder)
         self._replace(decoder, "forward", self.placing)
+        if self.model is not decoder and prepares_inputs(self.model):
+            self._replace(self.model, "forward", OuterSlot(self, self.model.forward))
         self._replace_generate()
         compiled = (getattr(layer, "_compiled_call_impl", None) for layer in layers)
         self.regional = any(call is not None for call in compiled)
@@ -143,6 +153,9 @@ class Installed(Uncopied):
     def _replace_generate(self) -> None:
         if hasattr(self.model, "generate"):
             self._replace(self.model, "generate", GenerateSlot(self, self.model.generate))
+        for name in CONTINUOUS:
+            if hasattr(self.model, name):
+                self._replace(self.model, name, ContinuousSlot(self, getattr(self.model, name)))
 
     def fill(self) -> None:
         """What follows a change of the bank's contents."""
@@ -197,27 +210,50 @@ class Installed(Uncopied):
     def generating(self, prompt: Prompt) -> Iterator[None]:
         """One ``generate`` of this thread; compiled passes know one at a time."""
         here = self.current
-        outer, here.prompt = here.prompt, prompt
+        outer, silent_start = here.prompt, here.silent_start
+        self.count_passes(outer)
+        prompt.nested = outer.length is not None
+        here.prompt, here.silent_start = prompt, self.silent
         self._tell_prompt(prompt)
         try:
             yield
         finally:
-            here.prompt = outer
+            self.count_passes(prompt)
+            here.prompt, here.silent_start = outer, silent_start
             self._tell_prompt(outer)
 
-    def _tell_prompt(self, prompt: Prompt) -> None:
-        self.passes.set_prompt(-1 if prompt.length is None else prompt.length)
-        known = self.prompt_length if prompt.length is None else prompt.length
-        self.traced.set_prompt(known, prompt.mask)
+    def count_passes(self, prompt: Prompt) -> None:
+        """Add the passes that went the quick way, and whether they steered."""
+        passes, chose = self.passes.tally()
+        prompt.passes += passes
+        prompt.chose = prompt.chose or chose
 
-    def require_rows(self, batch: int, prompt: Prompt) -> None:
-        """Another batch than rows were set for must be copies that ``generate`` made."""
-        given = self.bank.sequences
-        if prompt.length is not None and batch % given == 0:
+    def tell_place(self, prompt: Prompt) -> None:
+        """Where the prompt ends, to all who place later passes by it, once passes have shown it."""
+        if prompt.length is None:
             return
-        raise ValueError(
-            f"set_rows was given {given} sequences and this forward pass has {batch}; give one "
-            "entry per sequence of the batch"
+        here, told = self.current, prompt.main
+        if here.told != told:
+            here.told = told
+            self.passes.set_prompt(*told)
+            self.traced.set_prompt(told[0], prompt.mask, prompt.start)
+
+    def _tell_prompt(self, prompt: Prompt) -> None:
+        self.current.told = None
+        self.passes.set_prompt(-1, 0)
+        known = self.prompt_length if prompt.length is None else prompt.length
+        self.traced.set_prompt(known, prompt.mask, prompt.start)
+        self.traced.batch = prompt.batch
+        if prompt.tracks:
+            self.tell_place(prompt)
+
+    def why_not_everywhere(self) -> str | None:
+        """Why passes that serve several requests in one row cannot be steered, if so."""
+        if isinstance(self.positions, str) and self.positions == "all" and self.bank.sequences == 1:
+            return None
+        return (
+            "continuous batching packs requests of other prompts into one row, so nothing but "
+            'positions="all" without set_rows can be served there; set that, or use generate'
         )
 
     def diagnose(self, hidden: Tensor, inputs: Mapping[str, Any]) -> None:

@@ -2,22 +2,41 @@
 
 Positions count in the padded frame of the sequence: token j of a pass that continues a cache of
 length ``offset`` stands at ``offset + j``, whether or not a cache is used. That is what makes
-cached and uncached generation agree.
+cached and uncached generation agree. Virtual tokens that stand before the caller's own (soft
+prompts) have negative places in masks, indices and functions, and belong to the prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._prompt import Placed, Prompt
+
 POSITIONS = ("all", "prompt", "generated", "last")
 Positions = str | Tensor | Callable[[Tensor, Mapping[str, Any]], Tensor]
 
-# What the decoders of transformers call the state they carry from one pass to the next.
-CACHES = ("past_key_values", "cache_params", "state")
+
+class UnsteeredWarning(UserWarning):
+    """``generate`` wrote tokens, and the positions chose none of those that the model read."""
+
+
+_FARTHEST = 1 << 24  # a token's index; beyond it a mask up to there would be what runs out
+
+
+class Outer(NamedTuple):
+    """What the whole model was called with, where that differs from what its decoder gets.
+
+    Attributes:
+        mask: its attention mask; tokens: how many it was given; cached: whether a cache was.
+    """
+
+    mask: Any
+    tokens: int | None
+    cached: bool
 
 
 def checked_positions(positions: Any) -> Positions:
@@ -30,80 +49,63 @@ def checked_positions(positions: Any) -> Positions:
         return positions
     if callable(positions) and not isinstance(positions, Tensor):
         return positions
+    given = positions
     if isinstance(positions, (list, tuple)) and len(positions):
-        positions = torch.as_tensor(positions)
-    if isinstance(positions, Tensor) and positions.ndim == 2 and positions.numel():
-        return positions.detach().to(torch.bool)
-    came = tuple(positions.shape) if isinstance(positions, Tensor) else repr(positions)
+        try:
+            given = torch.as_tensor(positions)
+        except (TypeError, ValueError, RuntimeError):
+            given = None  # ragged, or no numbers
+    if isinstance(given, Tensor) and given.numel() and given.ndim == 2:
+        return _checked_mask(given)
+    came = tuple(given.shape) if isinstance(given, Tensor) else repr(positions)
     raise ValueError(
-        f"positions must be one of {POSITIONS}, a mask [batch or 1, length] over the tokens, or "
-        f"a function of their places; came {came}"
+        f"positions must be one of {POSITIONS}, a mask [batch or 1, length] over the tokens (which "
+        "expertsteer.tokens_at makes of their indices), or a function of their places; came "
+        f"{came}"
     )
 
 
-class Prompt:
-    """What one `generate` call (or none) tells of its prompt, and how far its passes came."""
+def tokens_at(indices: Iterable[int] | Iterable[Iterable[int]]) -> Tensor:
+    """Positions for `attach` from the indices of tokens: a mask ``[batch, length]``, bool.
 
-    def __init__(self) -> None:
-        self.length: int | None = None
-        self.mask: Tensor | None = None
-        self.seen = 0
+    Args:
+        indices: those to steer, counted from 0 with the padding on the left: a list for each
+            sequence (an empty one leaves it alone), or one list for all of them.
 
-    @classmethod
-    def of_generate(cls, model: Any, args: tuple, kwargs: Mapping[str, Any]) -> Prompt:
-        """Read the prompt from the arguments of ``model.generate``."""
-        prompt = cls()
-        candidates = (args[:1] or (None,))[0], *(kwargs.get(n) for n in ("input_ids", "inputs"))
-        tokens = next((c for c in candidates if c is not None), None)
-        if tokens is None:
-            tokens = kwargs.get("inputs_embeds")
-        # Without a prompt generation starts from one beginning-of-sequence token.
-        prompt.length = 1 if tokens is None else tokens.shape[1]
-        prompt.mask = kwargs.get("attention_mask")
-        if prompt.mask is None and tokens is not None and tokens.ndim == 2:
-            prompt.mask = _inferred_mask(model, tokens, kwargs)
-        return prompt
-
-    def offset(self, inputs: Mapping[str, Any], tokens: int) -> int | Tensor:
-        """How many tokens the cache already holds; remembers this pass for the next one."""
-        offset = cached_tokens(inputs)
-        if offset is None:  # recurrent states do not know their length
-            offset = self.seen
-        if isinstance(offset, Tensor):
-            if offset.device.type != "cpu":
-                return offset  # reading it would wait for the device
-            offset = int(offset)
-        self.seen = offset + tokens
-        return offset
+    Raises:
+        ValueError: no sequence, no index in any of them, one that is no integer, is negative or
+            lies beyond 2^24.
+    """
+    rows = list(indices)
+    if not any(isinstance(row, Iterable) for row in rows):
+        rows = [rows]
+    rows = [list(row) if isinstance(row, Iterable) else [row] for row in rows]
+    numbers = [index for row in rows for index in row]
+    for index in numbers:
+        if isinstance(index, bool) or not hasattr(index, "__index__"):
+            raise ValueError(f"indices of tokens must be integers, came {index!r}")
+        if not 0 <= int(index) <= _FARTHEST:
+            raise ValueError(
+                f"indices of tokens count from 0 (up to 2^24), came {int(index)}; from the end of "
+                'the prompt there is positions="last", or a function of the places'
+            )
+    if not numbers:
+        raise ValueError(f"indices must name at least one token of one sequence, came {rows!r}")
+    mask = torch.zeros(len(rows), max(map(int, numbers)) + 1, dtype=torch.bool)
+    for row, own in zip(mask, rows):
+        row[[int(index) for index in own]] = True
+    return mask
 
 
-def _inferred_mask(model: Any, prompt: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The mask that ``generate`` makes up itself: padding tokens, unless they also end texts."""
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-    pad = kwargs.get("pad_token_id", getattr(config, "pad_token_id", None))
-    end = kwargs.get("eos_token_id", getattr(config, "eos_token_id", None))
-    ends = torch.as_tensor([] if end is None else end).flatten().tolist()
-    if pad is None or pad in ends:
-        return None
-    return (prompt != pad).long()
-
-
-def cached_tokens(inputs: Mapping[str, Any]) -> int | Tensor | None:
-    """How many tokens the cache among a decoder's arguments holds, ``None`` if it cannot tell."""
-    for name in CACHES:
-        cache = inputs.get(name)
-        if cache is not None:
-            break
-    else:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        try:
-            return cache.get_seq_length()
-        except ValueError:  # a cache of recurrent layers only
-            return None
-    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], (tuple, list)):
-        return cache[0][0].shape[-2]
-    return None
+def _checked_mask(mask: Tensor) -> Tensor:
+    mask = mask.detach()
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            "a mask of positions holds nothing but 0 and 1 (or False and True), came numbers from "
+            f"{mask.min().item():g} to {mask.max().item():g}; of indices of tokens "
+            "expertsteer.tokens_at makes one"
+        )
+    return mask.to(torch.bool)
 
 
 def token_mask(
@@ -113,6 +115,10 @@ def token_mask(
     shape: tuple[int, int],
     device: torch.device,
     prompt_length: int | Tensor | None = None,
+    *,
+    outer: Outer | None = None,
+    alone: bool = False,
+    missed: bool = False,
 ) -> Tensor | bool:
     """The tokens to steer, ``[batch, tokens]`` bool, or ``True`` for every one, ``False`` for none.
 
@@ -123,29 +129,104 @@ def token_mask(
         inputs: the decoder's arguments by name.
         shape: batch and number of tokens of this pass.
         prompt_length: outside ``generate``, which knows its own: int, or ``[batch]``.
+        outer: what the whole model was called with, where that is known.
+        alone, missed: see `Prompt.place`.
     """
+    given = inputs.get("attention_mask")
+    if prompt.length is None and outer is not None and not _is_rows(given):
+        given = outer.mask
+    everywhere = isinstance(positions, str) and positions == "all"
+    strict = not everywhere or _known_padding(given, prompt)
+    placed = prompt.place(
+        inputs,
+        shape[1],
+        outer_tokens=outer and outer.tokens,
+        alone=alone,
+        missed=missed,
+        strict=strict,
+    )
+    if prompt.length is None and outer is not None:
+        placed = _within_outer(placed, outer, shape[1])
+    chosen = _chosen(positions, prompt, inputs, given, shape, device, prompt_length, placed)
+    if isinstance(chosen, Tensor) and chosen.device.type == "cpu" and not bool(chosen.any()):
+        return False
+    return chosen
+
+
+def _within_outer(placed: Placed, outer: Outer, tokens: int) -> Placed:
+    """A call without a cache begins a text, whatever stands in the cache of its decoder."""
+    if outer.cached or outer.tokens is None or isinstance(placed.offset, Tensor):
+        return placed
+    end = placed.offset + tokens
+    return Placed(placed.offset, end, end - outer.tokens) if end > outer.tokens else placed
+
+
+def _chosen(
+    positions: Positions,
+    prompt: Prompt,
+    inputs: Mapping[str, Any],
+    given: Any,
+    shape: tuple[int, int],
+    device: torch.device,
+    prompt_length: int | Tensor | None,
+    placed: Placed,
+) -> Tensor | bool:
+    offset, known, virtual = placed
     tokens = shape[1]
-    offset = prompt.offset(inputs, tokens)
-    in_answer = prompt.length is not None and type(offset) is int and offset >= prompt.length
+    if prompt.length is None and prompt_length is not None:
+        _require_one_text(inputs, _not_padding(given, prompt, shape, placed, device))
+        known = prompt_length + virtual
+    in_answer = prompt.length is not None and type(offset) is int and offset >= known
     if in_answer and isinstance(positions, str):  # nearly every pass; it has no padding
         return positions != "prompt"
-    known = prompt_length if prompt.length is None else prompt.length
     whole = _whole(positions, known, offset, tokens)
     if whole is False:
         return False
-    valid = _not_padding(inputs.get("attention_mask"), prompt, shape, offset, device)
+    valid = _not_padding(given, prompt, shape, placed, device)
     if whole:
         return True if valid is None else valid
     place = torch.arange(tokens, device=device) + offset  # [tokens]
     if not isinstance(positions, str):
-        of_given = _of_mask if isinstance(positions, Tensor) else _of_function
-        chosen = of_given(positions, place, inputs, shape)
+        if isinstance(positions, Tensor):
+            chosen = _of_mask(positions, place - virtual, prompt, shape)
+        else:
+            chosen = _of_function(positions, place - virtual, inputs, shape)
     elif known is None:
-        chosen = _outside_generate(positions, valid, place, offset, shape)
+        chosen = _outside_generate(positions, valid, place, offset, shape, inputs)
     else:
         chosen = _around_prompt(positions, known, place, shape[0])
     chosen = chosen.expand(shape)
     return chosen if valid is None else chosen & valid.to(device)
+
+
+def _is_rows(mask: Any) -> bool:
+    """Whether it is a mask ``[batch, tokens]``."""
+    return isinstance(mask, Tensor) and mask.ndim == 2
+
+
+def _known_padding(mask: Any, prompt: Prompt) -> bool:
+    mask = mask if _is_rows(mask) else prompt.mask
+    return _is_rows(mask) and mask.device.type == "cpu" and not bool(mask.all())
+
+
+def _require_one_text(inputs: Mapping[str, Any], valid: Tensor | None) -> None:
+    """One prompt length cannot serve several texts in a row."""
+    ends = _text_ends(inputs, valid)
+    if ends is not None and bool(ends[:, :-1].any()):
+        raise ValueError(
+            "prompt_length was set, and position_ids start again within a row: several texts are "
+            "packed in it, with a prompt each; give positions as a mask, or one text per row"
+        )
+
+
+def _text_ends(inputs: Mapping[str, Any], valid: Tensor | None) -> Tensor | None:
+    """The last tokens of texts packed in rows, ``[batch or 1, tokens]``, told by their places."""
+    places = inputs.get("position_ids")
+    if valid is not None or not _is_rows(places) or places.shape[1] < 2:
+        return None
+    ends = torch.ones_like(places, dtype=torch.bool)
+    ends[:, :-1] = places[:, 1:] != places[:, :-1] + 1
+    return ends
 
 
 def _whole(
@@ -180,16 +261,32 @@ def _around_prompt(positions: str, known: int | Tensor, place: Tensor, batch: in
     return place < first if positions == "prompt" else place >= first
 
 
-def _of_mask(mask: Tensor, place: Tensor, inputs: Mapping, shape: tuple) -> Tensor:
-    """An explicit mask at the places of this pass; tokens beyond its end are left alone."""
+def _of_mask(mask: Tensor, place: Tensor, prompt: Prompt, shape: tuple) -> Tensor:
+    """An explicit mask at the places of this pass; tokens beyond its ends are left alone."""
     batch = shape[0]
-    if len(mask) != 1 and batch % len(mask):
-        raise ValueError(
-            f"positions must be a mask for 1 or {batch} sequences, came one for {len(mask)}"
-        )
+    require_copies("positions are a mask for", len(mask), batch, prompt.batch)
     mask = mask.to(place.device).repeat_interleave(1 if len(mask) == 1 else batch // len(mask), 0)
-    inside = place < mask.shape[1]
-    return mask[:, place.clamp(max=mask.shape[1] - 1)] & inside
+    inside = (place >= 0) & (place < mask.shape[1])
+    return mask[:, place.clamp(min=0, max=mask.shape[1] - 1)] & inside
+
+
+def require_copies(what: str, given: int, batch: int, own: int | None) -> None:
+    """What is given for each sequence serves a batch of those, or their beams and samples.
+
+    Args:
+        what: said in the error, before ``given`` sequences.
+        own: the batch that ``generate`` was called with, ``None`` outside.
+
+    Raises:
+        ValueError: it is given for other sequences.
+    """
+    if given in (1, batch) or (given == own and batch % given == 0):
+        return
+    raise ValueError(
+        f"{what} {given} sequences and this forward pass has {batch}"
+        + (f" (generate was given {own})" if own not in (None, batch) else "")
+        + "; give one entry per sequence of the batch"
+    )
 
 
 def _of_function(function: Callable, place: Tensor, inputs: Mapping, shape: tuple) -> Tensor:
@@ -207,9 +304,12 @@ def _of_function(function: Callable, place: Tensor, inputs: Mapping, shape: tupl
     return chosen.to(place.device)
 
 
-def _outside_generate(positions, valid, place, offset, shape) -> Tensor:
+def _outside_generate(positions, valid, place, offset, shape, inputs) -> Tensor:
     """A plain forward call: what continues a cache is generated, what starts one is the prompt."""
     if positions == "last":
+        ends = _text_ends(inputs, valid)
+        if ends is not None:
+            return ends.to(place.device)
         if valid is None:
             return place == place[-1]
         last = (valid.long() * torch.arange(1, shape[1] + 1, device=valid.device)).amax(dim=1)
@@ -222,12 +322,13 @@ def _not_padding(
     mask: Any,
     prompt: Prompt,
     shape: tuple[int, int],
-    offset: int | Tensor,
+    placed: Placed,
     device: torch.device,
 ) -> Tensor | None:
     """``[batch, tokens]`` bool from the attention mask, ``None`` where nothing is padding."""
     batch, tokens = shape
-    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+    offset = placed.offset
+    if mask is not None and not _is_rows(mask):
         # generate expands the mask it was given (static caches); outside it there is no original.
         if prompt.length is None:
             raise ValueError(
@@ -239,6 +340,8 @@ def _not_padding(
         if mask is None:
             return None
         mask = mask.repeat_interleave(batch // mask.shape[0], dim=0)
+        if placed.virtual > 0:
+            mask = torch.cat([mask.new_ones(batch, placed.virtual), mask], dim=1)
         if isinstance(offset, int):
             generated = mask.new_ones(batch, max(0, offset + tokens - mask.shape[1]))
             mask = torch.cat([mask, generated], dim=1)
@@ -246,6 +349,8 @@ def _not_padding(
         return None
     if isinstance(offset, Tensor) and mask.shape[1] > tokens:
         return valid_at(mask, torch.arange(tokens, device=device) + offset)
+    if mask.shape[1] < tokens:  # the outer model's, to which virtual tokens were added
+        mask = torch.cat([mask.new_ones(mask.shape[0], tokens - mask.shape[1]), mask], dim=1)
     covers_past = mask.shape[1] > tokens and mask.shape[1] >= offset + tokens
     valid = mask[:, offset : offset + tokens] if covers_past else mask[:, -tokens:]
     valid = valid.bool()

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from . import ops
 from ._entry import Slot, Unmovable, set_traced_call
-from ._positions import Prompt
 from ._traced import SharedByLayers, handing
 from ._tracing import is_traced, is_transformed
 from .ops import native_steer, reference_steer
@@ -160,21 +159,3 @@ def _steered_alike(hidden: Tensor, shared: SharedByLayers, place: int) -> Tensor
     return reference_steer.steer(
         hidden, table, shared.rows, shared.strengths, shared.mask, operation=operation
     )
-
-
-class GenerateSlot(Unmovable):
-    """``generate``: remembers the prompt, so that later passes know which tokens are new."""
-
-    def __init__(self, steering: Installed, original: Callable):
-        functools.update_wrapper(self, original)
-        self.steering, self.original = steering, original
-        self.off = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.off:
-            return self.original(*args, **kwargs)
-        steering = self.steering
-        with steering.generating(Prompt.of_generate(steering.model, args, kwargs)):
-            output = self.original(*args, **kwargs)
-        steering.watched.require_finite(steering.bank)
-        return output

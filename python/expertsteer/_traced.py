@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._positions import POSITIONS, Positions, _of_function, cached_tokens
+from ._caches import counted_tokens, find_cache
+from ._positions import POSITIONS, Positions, _of_function, require_copies
 
-_MODE, _PROMPT_LENGTH, _PADDING = range(3)
+_MODE, _PROMPT_LENGTH, _PADDING, _START = range(4)
 _UNKNOWN = -1
 
 
@@ -58,17 +59,22 @@ class TracedPositions:
     with the same positions and prompt lengths.
 
     Attributes:
-        state: ``[1 or batch, 3]`` int64: which of `POSITIONS`, the prompt's length (-1 where it
-            is unknown), tokens of padding on the left. One tensor, as a graph checks each.
+        state: ``[1 or batch, 4]`` int64: which of `POSITIONS`, the prompt's length (-1 where it
+            is unknown), tokens of padding on the left, and how long a cache is where a prompt goes
+            into it in one pass (-1 where the prompt's length alone tells which tokens are its).
+            One tensor, as a graph checks each.
         given: positions that are a mask or a function, which a graph keeps as they are.
-        mask: of the pass that is being traced.
+        mask: of the pass that is being traced; outer_mask: attention mask of the whole model.
+        batch: that ``generate`` was called with, whose beams and samples are neighbours.
     """
 
     def __init__(self, device: torch.device):
         with torch.inference_mode(False):
-            self.state = torch.tensor([[0, _UNKNOWN, 0]], device=device)
+            self.state = torch.tensor([[0, _UNKNOWN, 0, _UNKNOWN]], device=device)
         self.given: Positions | None = None
         self.mask: Tensor | None = None
+        self.outer_mask: Any = None
+        self.batch: int | None = None
 
     def set_positions(self, positions: Positions) -> None:
         named = isinstance(positions, str)
@@ -76,15 +82,21 @@ class TracedPositions:
         if named:
             self.state[:, _MODE] = POSITIONS.index(positions)
 
-    def set_prompt(self, length: int | Tensor | None, mask: Tensor | None = None) -> None:
-        """Where prompts end and, by their attention mask, how much padding they begin with."""
+    def set_prompt(
+        self, length: int | Tensor | None, mask: Tensor | None = None, start: int = _UNKNOWN
+    ) -> None:
+        """Where prompts end and, by their attention mask, how much padding they begin with.
+
+        Args:
+            start: tokens in the cache before a prompt that goes into it in one pass, else -1.
+        """
         lengths = torch.as_tensor(_UNKNOWN if length is None else length).view(-1)
         padding = torch.zeros(1, dtype=torch.int64)
         if mask is not None and mask.ndim == 2:
             padding = (mask.bool().cumsum(dim=1) == 0).sum(dim=1)
         kept = self.state
         columns = torch.broadcast_tensors(
-            kept[:1, _MODE], *(x.to(kept) for x in (lengths, padding))
+            kept[:1, _MODE], *(x.to(kept) for x in (lengths, padding, torch.tensor([start])))
         )
         with torch.inference_mode(False):
             state = torch.stack(columns, dim=1)
@@ -97,7 +109,8 @@ class TracedPositions:
             inputs: the decoder's arguments by name.
             tokens: ``input_ids [batch, tokens]`` or ``inputs_embeds [batch, tokens, width]``.
         """
-        offset = cached_tokens(inputs)
+        cache = find_cache(inputs)
+        offset = 0 if cache is None else counted_tokens(cache)
         if offset is None:
             raise ValueError(
                 "a compiled steered model needs a cache that knows its length; run this model "
@@ -107,15 +120,29 @@ class TracedPositions:
         first = tokens if inputs.get("input_ids") is not None else tokens[:, :, 0]
         count = torch.ones_like(first, dtype=torch.int64).cumsum(dim=1)  # [batch, tokens] from 1
         place = count - 1 + offset
-        mode, end, padding = _for_batch(self.state, place.shape[0]).split(1, dim=1)
-        valid = _valid(inputs.get("attention_mask"), place, padding)
+        state = self._for_batch(self.state, place.shape[0])
+        mode, end, padding, start = state.split(1, dim=1)
+        mask = inputs.get("attention_mask")
+        if self.outer_mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            mask = self.outer_mask
+        valid = _valid(mask, place, padding)
         if isinstance(self.given, Tensor):
-            given = _for_batch(self.given.to(place.device), place.shape[0]).expand(len(place), -1)
+            given = self.given.to(place.device)
+            given = self._for_batch(given, place.shape[0]).expand(len(place), -1)
             inside = place < given.shape[1]
             return given.gather(1, place.clamp(max=given.shape[1] - 1)) & inside & valid
         if self.given is not None:
             return _of_function(self.given, place[0], inputs, tuple(place.shape)) & valid
-        return _by_mode(mode, end, place, count, valid) & valid
+        if cache is None and not inputs.get("use_cache"):
+            start = torch.full_like(start, _UNKNOWN)
+        return _by_mode(mode, end, start, place, count, valid) & valid
+
+    def _for_batch(self, values: Tensor, batch: int) -> Tensor:
+        """``[batch or 1, ...]``; beams of one sequence are neighbours."""
+        if values.shape[0] in (1, batch):
+            return values
+        require_copies("positions are given for", values.shape[0], batch, self.batch)
+        return values.repeat_interleave(batch // values.shape[0], dim=0)
 
 
 def _valid(mask: Any, place: Tensor, padding: Tensor) -> Tensor:
@@ -130,20 +157,21 @@ def _valid(mask: Any, place: Tensor, padding: Tensor) -> Tensor:
     return valid
 
 
-def _by_mode(mode: Tensor, end: Tensor, place: Tensor, count: Tensor, valid: Tensor) -> Tensor:
+def _by_mode(
+    mode: Tensor, end: Tensor, start: Tensor, place: Tensor, count: Tensor, valid: Tensor
+) -> Tensor:
     """What the positions by name choose, where ``end`` is the prompt's length."""
     everywhere, prompt, generated, last = range(4)  # of POSITIONS; here no graph checks them
     first = torch.where(mode == last, end - 1, end)
     around = torch.where(mode == prompt, place < first, place >= first)
     at_end = count == (valid * count).amax(dim=1, keepdim=True)
+    final = count == count.amax(dim=1, keepdim=True)
+    offset = place - count + 1
+    # A prompt that goes into its cache in one pass is that pass, however long it is.
+    is_prompt = offset <= start
+    whole = torch.where(mode == prompt, is_prompt, ~is_prompt | ((mode == last) & final))
+    around = torch.where(start == _UNKNOWN, around, whole)
     # Out of generate, what continues a cache is generated and what starts one is the prompt.
-    continues = (place - count + 1) > 0
+    continues = offset > 0
     outside = torch.where(mode == last, at_end, continues == (mode == generated))
     return torch.where(end == _UNKNOWN, outside, around) | (mode == everywhere)
-
-
-def _for_batch(values: Tensor, batch: int) -> Tensor:
-    """``[batch or 1, 1]``; beams of one sequence are neighbours."""
-    if values.shape[0] in (1, batch):
-        return values
-    return values.repeat_interleave(batch // values.shape[0], dim=0)

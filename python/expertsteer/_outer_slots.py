@@ -1,0 +1,151 @@
+"""What stands in for methods of the whole model while it is steered."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ._caches import find_cache
+from ._decoder import text_config
+from ._entry import Unmovable
+from ._positions import Outer, UnsteeredWarning
+from ._prompt import Prompt
+
+if TYPE_CHECKING:
+    from ._installed import Installed
+
+# Methods of transformers that share one row out to many requests.
+CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
+class GenerateSlot(Unmovable):
+    """``generate``: remembers the prompt, so that later passes know which tokens are new."""
+
+    def __init__(self, steering: Installed, original: Callable):
+        functools.update_wrapper(self, original)
+        self.steering, self.original = steering, original
+        self.off = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.off:
+            return self.original(*args, **kwargs)
+        steering = self.steering
+        prompt = Prompt.of_generate(steering.model, args, kwargs)
+        _require_batch(steering, prompt)
+        with steering.generating(prompt):
+            output = self.original(*args, **kwargs)
+        steering.watched.require_finite(steering.bank)
+        if not self.off:  # else another thread has put the model back meanwhile
+            _tell_unsteered(steering, prompt, _written(output, args, kwargs))
+        return output
+
+
+class OuterSlot(Unmovable):
+    """The forward of a model that prepares what its decoder gets: notes what came from outside.
+
+    Models with several modalities make the decoder's masks themselves, and adapters put virtual
+    tokens before the text.
+    """
+
+    def __init__(self, steering: Installed, original: Callable):
+        functools.update_wrapper(self, original)
+        self.steering, self.original = steering, original
+        self.names = tuple(inspect.signature(original).parameters)
+        self.off = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.off:
+            return self.original(*args, **kwargs)
+        inputs = dict(zip(self.names, args)) | kwargs if args else kwargs
+        mask = inputs.get("attention_mask")
+        if torch.compiler.is_compiling():
+            positions = self.steering.traced
+            positions.outer_mask = mask
+            output = self.original(*args, **kwargs)
+            positions.outer_mask = None
+            return output
+        here = self.steering.current
+        before, here.outer = here.outer, Outer(mask, _width(inputs), find_cache(inputs) is not None)
+        try:
+            return self.original(*args, **kwargs)
+        finally:
+            here.outer = before
+
+
+class ContinuousSlot(Unmovable):
+    """A method of continuous batching: refused where steering needs to know each prompt."""
+
+    def __init__(self, steering: Installed, original: Callable):
+        functools.update_wrapper(self, original)
+        self.steering, self.original = steering, original
+        self.off = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        reason = None if self.off else self.steering.why_not_everywhere()
+        if reason:
+            raise ValueError(f"{self.original.__name__} on a steered model: {reason}")
+        return self.original(*args, **kwargs)
+
+
+def prepares_inputs(model: nn.Module) -> bool:
+    """Whether what a model is called with may differ from what its decoder gets."""
+    nested = text_config(model) is not getattr(model, "config", None)
+    # Stock models hand their arguments on; wrappers (adapters) and several modalities do not.
+    return nested or not type(model).__module__.startswith("transformers.")
+
+
+def _require_batch(steering: Installed, prompt: Prompt) -> None:
+    """What is given per sequence is for those of this ``generate``.
+
+    Raises:
+        ValueError: it is for another number of them.
+    """
+    positions = steering.positions
+    given = {"set_rows was given": steering.bank.sequences}
+    if isinstance(positions, Tensor):
+        given["positions are a mask for"] = len(positions)
+    for what, count in given.items():
+        if count not in (1, prompt.batch):
+            raise ValueError(
+                f"{what} {count} sequences and generate was given {prompt.batch}; give one entry "
+                "per sequence of the batch (beams and samples follow the sequence they are of)"
+            )
+
+
+def _width(inputs: Any) -> int | None:
+    """How many tokens per sequence were given."""
+    for name in ("input_ids", "inputs_embeds"):
+        if isinstance(inputs.get(name), Tensor) and inputs[name].ndim > 1:
+            return inputs[name].shape[1]
+    return None
+
+
+def _written(output: Any, args: tuple, kwargs: Any) -> int:
+    """How many tokens a ``generate`` added to each sequence; 0 where its output does not say."""
+    sequences = getattr(output, "sequences", output)
+    if not isinstance(sequences, Tensor) or sequences.ndim != 2:
+        return 0
+    given = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+    return sequences.shape[1] - (given.shape[1] if isinstance(given, Tensor) else 0)
+
+
+def _tell_unsteered(steering: Installed, prompt: Prompt, written: int) -> None:
+    """Warn of positions that never chose a token. Compiled passes are not counted."""
+    counted = prompt.passes > 1 or prompt.passes == written == 1
+    if prompt.chose or steering.silent or not counted or written < 1:
+        return
+    named = steering.positions
+    shown = repr(named) if isinstance(named, str) else f"a {type(named).__name__.lower()}"
+    warnings.warn(
+        f"positions={shown} chose no token in any of {prompt.passes} forward passes while generate "
+        f"wrote {written} tokens: nothing was steered (a token counts as generated once the model "
+        "reads it, which the last one never is)",
+        UnsteeredWarning,
+        stacklevel=3,
+    )
