@@ -185,3 +185,23 @@ def test_a_running_pass_ends_whatever_another_thread_changes(mode, change):
     assert bool(mixed.isfinite().all())
     torch.testing.assert_close(logits(model, ids), want)
     es.detach(model)
+
+
+@pytest.mark.parametrize("mode", ["fold", "slot"])
+def test_a_pass_that_began_unsteered_ends_so(mode):
+    model, ids = llama(), tokens(1)
+    unsteered = logits(model, ids)
+    with es.attach(model, vectors(layers=(3,)), strength=0.0, mode=mode) as steering:
+
+        def one_pass(paused):
+            layer = find_decoder(model).layers[2]
+            hook = layer.register_forward_pre_hook(lambda *unused: paused())
+            try:
+                return logits(model, ids)
+            finally:
+                hook.remove()
+
+        mixed = of_another_thread(lambda: steering.set(strength=0.6), one_pass)
+        if mode == "slot":  # what is a bias is one for every pass
+            assert torch.equal(mixed, unsteered)
+        assert not torch.allclose(logits(model, ids), unsteered)

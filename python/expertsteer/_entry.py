@@ -24,7 +24,7 @@ else:
     QUICK = False
 
     class _Thread(threading.local):
-        serial, ran, steers = 0, 0, False
+        serial, ran, steers, unsteered = 0, 0, False, False
 
     class Passes:  # type: ignore[no-redef]
         """The forward pass that is open in each thread."""
@@ -56,7 +56,7 @@ else:
             self.off, self.serial = False, 0
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            if self.off:
+            if self.off or self.passes.here.unsteered:
                 return self.original(*args, **kwargs)
             self.slowly(None)
             output = self.original(*args, **kwargs)
@@ -72,11 +72,19 @@ else:
     class Decoder:  # type: ignore[no-redef]
         """Leaves every pass to ``slowly``."""
 
-        def __init__(self, original: Callable, slowly: Callable, *unused: Any):
+        def __init__(self, original: Callable, slowly: Callable, *given: Any):
             self.original, self.slowly, self.off = original, slowly, False
+            self.passes: Passes = given[-1]
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return (self.original if self.off else self.slowly)(*args, **kwargs)
+            if not self.off:
+                return self.slowly(*args, **kwargs)
+            here = self.passes.here  # unsteered to its end, whatever another thread changes
+            outer, here.unsteered = here.unsteered, True
+            try:
+                return self.original(*args, **kwargs)
+            finally:
+                here.unsteered = outer
 
         def expect(self, *unused: int) -> None:
             """There is no quick way to prepare."""
