@@ -12,6 +12,8 @@ from families import build_or_skip
 from folding import fold_all, hooked_logits, relative_error, remove, vectors_for
 from steering import gpt2, llama, logits, tokens, vectors
 
+pytestmark = pytest.mark.transformers
+
 IDS = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(5))
 # One family of every kind of linear, without a bias and with one.
 FAMILIES = ("llama", "mamba", "falcon", "gpt2", "bloom", "opt")

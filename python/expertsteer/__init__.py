@@ -53,8 +53,8 @@ _PUBLIC = {
     "Steering": "steer",
     "attach": "steer",
     "detach": "steer",
-    "tokens_at": "_positions",
-    "UnsteeredWarning": "_positions",
+    "tokens_at": "_given_positions",
+    "UnsteeredWarning": "_given_positions",
     "ExpertSteer": "pipeline",
 }
 
@@ -123,7 +123,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from ._bank import Gate
     from ._files import ArtifactError
-    from ._positions import UnsteeredWarning, tokens_at
+    from ._given_positions import UnsteeredWarning, tokens_at
     from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
     from .calibrate import Calibration
     from .capturing import capture_to

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._bank import Bank, Gate, finite_number
 from ._decoder import find_decoder
 from ._foldable import last_linear, why_not_foldable
-from ._positions import Positions
+from ._given_positions import Positions
 from .ops import STEER_OPERATIONS
 from .vectors import STORED, SteeringVectors
 

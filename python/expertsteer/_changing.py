@@ -12,8 +12,8 @@ from torch import nn
 from . import _checkpointing
 from ._attaching import choose_mode
 from ._bank import Bank
+from ._given_positions import Positions
 from ._installed import Installed
-from ._positions import Positions
 
 
 class Changeable(Installed):

@@ -15,7 +15,8 @@ from ._checkpointing import watch
 from ._decoder import config_depth
 from ._diagnosis import require_length
 from ._entry import Decoder, Unmovable, all_finite, set_traced_call
-from ._positions import POSITIONS, require_copies, token_mask
+from ._given_positions import POSITIONS, require_copies
+from ._positions import token_mask
 from ._traced import SharedByLayers, handing
 from ._tracing import is_traced, is_transformed
 from .ops import reference_steer

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ._decoder import find_decoder, uncompiled
+from ._decoder import find_decoder, uncompiled, unwrapped
 
 _USE_SLOT = "use mode='slot'"
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -184,7 +184,7 @@ class Ending:
         self._block = block = _layer(model, layer, decoder_layers)
         self._entry = FOLDABLE[family_of(block)]
         found = find_decoder(model, decoder_layers)
-        layers = uncompiled(model).get_submodule(found.layers_path)._modules
+        layers = unwrapped(model).get_submodule(found.layers_path)._modules
         self._chain = [Link(layers, list(layers)[layer], found.layers[layer])]
         here = block
         for name in self._entry.path.split("."):
@@ -262,7 +262,7 @@ def _why_not_linear(model: nn.Module, linear: Any) -> str | None:
         return reason
     if "_expertsteer_fold" in linear.__dict__:
         return "its last linear is folded already (remove that fold first)"
-    model = uncompiled(model)
+    model = unwrapped(model)
     modules = (module for _, module in model.named_modules(remove_duplicate=False))
     if sum(module is linear for module in modules) > 1:
         return "its last linear is shared with another part of the model"

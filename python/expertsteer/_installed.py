@@ -15,8 +15,9 @@ from ._decoder_slots import DecoderSlot, FoldedDecoderSlot, OpenPass
 from ._diagnosis import Watched, diagnose
 from ._entry import Passes, Uncopied, put_back
 from ._folding import Fold, TrainSlot
+from ._given_positions import Positions
 from ._outer_slots import CONTINUOUS, ContinuousSlot, GenerateSlot, OuterSlot, prepares_inputs
-from ._positions import Outer, Positions
+from ._positions import Outer
 from ._prompt import Prompt
 from ._slots import LayerSlot
 from ._traced import TracedPositions

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ._caches import find_cache
 from ._decoder import text_config
 from ._entry import Unmovable
-from ._positions import Outer, UnsteeredWarning
+from ._given_positions import UnsteeredWarning
+from ._positions import Outer
 from ._prompt import Prompt
 
 if TYPE_CHECKING:

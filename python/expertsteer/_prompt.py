@@ -13,15 +13,14 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._caches import cached_tokens, find_cache, first_tensor, holds_nothing, unreadable
+from ._caches import cached_tokens, find_cache, first_tensor, holds_nothing
+from ._contradictions import require_agreement, require_beginning
 
-TESTED = "4.51.3 to 5.24.0"  # releases of transformers that `make test-versions` has run
 _KEPT = 8  # sequences outside `generate` that are remembered, of caches that do not count
 
 
@@ -131,8 +130,10 @@ class Prompt:
         if known is None and generating and isinstance(offset, Tensor) and not _capturing(offset):
             offset = int(offset)  # once for each `generate`; later passes do not wait
         found = known or self._continued(cache, offset, inputs, tokens, alone)
-        if found is None and generating and self.tracks and strict:
-            _require_beginning(inputs, offset, tokens, self.tracks[0])
+        if generating and strict and isinstance(offset, int):
+            if found is None and self.tracks and offset == 0:
+                require_beginning(inputs, tokens, self.tracks[0].end)
+            require_agreement(inputs, offset, tokens)
         if found is None:
             found = self._begin(offset, inputs, tokens, missed, outer_tokens)
         self._remember(found, cache, offset, inputs, tokens, alone)
@@ -288,33 +289,6 @@ def _goes_on(before: Tensor | None, ids: Tensor | None) -> bool:
         return False
     same = (ids[:, None, :-1] == before[None].to(ids.device)).all(dim=-1)  # beams change places
     return bool(same.any(dim=1).all())
-
-
-def _require_beginning(
-    inputs: Mapping[str, Any], offset: int | Tensor, tokens: int, first: Track
-) -> None:
-    """A pass that continues none of those before must begin a sequence of its own.
-
-    Raises:
-        RuntimeError: something says that it does not.
-    """
-    if isinstance(offset, Tensor) or offset > 0:
-        return  # its cache knows, or whoever called it
-    mask, places = inputs.get("attention_mask"), inputs.get("position_ids")
-    says = [f"{name} cannot be read" for name in unreadable(inputs)]
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > tokens:
-        says.append(f"attention_mask covers {mask.shape[1]} tokens")
-    if isinstance(places, Tensor) and places.ndim == 2 and places.device.type == "cpu":
-        begins = int(places[:, 0].min()) if places.numel() else 0
-        says += [f"position_ids begin at {begins}"] if begins > 0 else []
-    if says:
-        raise RuntimeError(
-            f"a forward pass of {tokens} tokens seems to stand at place 0, behind "
-            f"{first.end} tokens that this generate has shown ({'; '.join(says)}): its cache was "
-            f"not found among the arguments {sorted(inputs)}, so the tokens to steer are unknown. "
-            f"transformers {version('transformers')} is installed, tested are {TESTED}: install "
-            'one of those, or attach with positions="all"'
-        )
 
 
 def _setting(name: str, config: Any, kwargs: Mapping[str, Any]) -> Any:

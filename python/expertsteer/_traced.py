@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ._caches import counted_tokens, find_cache
-from ._positions import POSITIONS, Positions, _of_function, require_copies
+from ._given_positions import POSITIONS, Positions, require_copies
+from ._positions import _of_function
 
 _MODE, _PROMPT_LENGTH, _PADDING, _START = range(4)
 _UNKNOWN = -1
@@ -111,6 +112,9 @@ class TracedPositions:
         """
         cache = find_cache(inputs)
         offset = 0 if cache is None else counted_tokens(cache)
+        told = inputs.get("cache_position")  # of old releases, whose static caches count wrongly
+        if isinstance(told, Tensor) and told.ndim == 1:
+            offset = told[:1]
         if offset is None:
             raise ValueError(
                 "a compiled steered model needs a cache that knows its length; run this model "

@@ -23,9 +23,9 @@ from ._attaching import (
 )
 from ._bank import Bank, Gate
 from ._changing import Changeable
-from ._decoder import find_decoder, uncompiled
+from ._decoder import find_decoder, require_one_copy, unwrapped
+from ._given_positions import Positions, checked_positions
 from ._installed import steerings_of
-from ._positions import Positions, checked_positions
 from .vectors import SteeringVectors
 
 _KEEP: Any = object()  # an argument that was not given, where None means something
@@ -90,7 +90,9 @@ def attach(
             these vectors, a vector of zeros, a backend that cannot serve the model,
             ``mode="fold"`` where that is not exact, a model already steered.
     """
-    model = uncompiled(model)
+    require_one_copy(model)
+    model = unwrapped(model)
+    decoder = find_decoder(model, decoder_layers)
     decoder = find_decoder(model, decoder_layers)
     experts = checked_experts(model, vectors, decoder, check_model, operation, gate)
     positions = checked_positions(positions)

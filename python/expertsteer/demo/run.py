@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .. import report
+from .._encoding import encode
 from .._files import to_json
 from .._progress import progress
 from ..align import align
@@ -294,8 +295,8 @@ def _samples(bench: Bench, vectors: SteeringVectors, strength: float) -> list[di
 
 def _answer(bench: Bench, steering: Steering, prompt: str, strength: float) -> str:
     steering.set(strength=strength)
-    inputs = bench.tokenizer(prompt, return_tensors="pt")
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ids = torch.tensor(encode(bench.tokenizer, [prompt]))
+    mask = torch.ones_like(ids)
     new = bench.model.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False)
     return bench.tokenizer.decode(new[0, ids.shape[1] :])
 
