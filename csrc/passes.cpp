@@ -86,7 +86,8 @@ void passes_dealloc(PyObject* object) {
   Py_DECREF(type);
 }
 
-// open(steers, batch, tokens, mask) -> serial; the mask is bool [batch, tokens], or None for all
+// open(steers, batch, tokens, mask) -> serial; the mask is bool [batch, tokens], None for every
+// token, or False where it cannot be read here, so that no slot takes the quick way
 PyObject* passes_open(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   constexpr int kCount = 4;
   if (count != kCount) {
@@ -99,7 +100,7 @@ PyObject* passes_open(PyObject* object, PyObject* const* args, Py_ssize_t count)
   auto* self = reinterpret_cast<PassesObject*>(object);
   TensorArgument mask{};
   try {
-    if (args[3] != Py_None) {
+    if (args[3] != Py_None && args[3] != Py_False) {
       const DLDevice device = read_tensor("mask", args[3]).kind.device;
       mask =
           checked("mask", args[3], kind<bool>(device), {numbers[1], numbers[2]}, Layout::kStrided);
@@ -113,9 +114,13 @@ PyObject* passes_open(PyObject* object, PyObject* const* args, Py_ssize_t count)
   }
   OpenPass* pass = new_or_known_pass(self);
   open_pass(self, pass, numbers[0] != 0, numbers[1], numbers[2]);
-  if (mask.address) {
+  static const std::uint8_t nowhere = 0;  // on no device that a slot knows: never read
+  if (args[3] == Py_False) {
+    pass->mask = &nowhere;
+    pass->mask_device = DLDevice{0, 0};
+  } else if (mask.given) {
     pass->held = Py_NewRef(args[3]);
-    pass->mask = static_cast<const std::uint8_t*>(mask.address);
+    pass->mask = mask.address ? static_cast<const std::uint8_t*>(mask.address) : &nowhere;
     pass->mask_batch_stride = mask.strides[0];
     pass->mask_token_stride = mask.strides[1];
     pass->mask_device = mask.kind.device;

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import expertsteer as es
 from expertsteer._foldable import FOLDABLE, why_not_foldable
 from expertsteer._folding import Fold
 from expertsteer.folding_checkpoint import CHECKPOINTS, fold_permanently, why_not_permanent
@@ -270,10 +271,21 @@ def test_bad_arguments_change_nothing(build_model, wrong, strength, message):
 
 def test_a_model_steered_by_a_live_fold_is_refused():
     model = llama()
-    fold = Fold(model, 2)
+    fold = Fold(model, 2).install()
     with pytest.raises(ValueError, match="folded already"):
         fold_permanently(model, vectors())
     fold.remove()
+    fold_permanently(model, vectors())
+
+
+@pytest.mark.parametrize("mode", ["fold", "slot"])
+def test_a_model_that_is_steered_is_refused(mode):
+    model = llama()
+    with (
+        es.attach(model, vectors(), mode=mode),
+        pytest.raises(ValueError, match="steered at the moment; use Steering.fold"),
+    ):
+        fold_permanently(model, vectors())
     fold_permanently(model, vectors())
 
 

@@ -199,7 +199,7 @@ def _run(out: Path, seed: int, plot: bool, quiet: bool) -> DemoResult:
     expert_model, expert_tokenizer = load("expert")
     expert = capture(expert_model, expert_tokenizer, contrast, progress=not quiet)
     target = capture(bench.model, bench.tokenizer, contrast, progress=not quiet)
-    information = mutual_information(expert.states, target.states)
+    information = mutual_information(expert, target)
     pairing = pair_layers(information, k=len(target.layers), rule="lowest")
     methods = _methods(expert, target, pairing, seed)
     rows = [bench.measure("unsteered"), *_random_rows(bench, target, seed, quiet)]
