@@ -57,9 +57,12 @@ def attach(
         positions: ``"all"`` tokens, those of the ``"prompt"``, the ``"generated"`` ones, or
             ``"last"`` (the token each prediction is made from: the prompt's last and all
             generated ones); a mask ``[batch or 1, length]`` over the padded sequence, whose end
-            leaves later tokens alone; or a function of ``(places [tokens], inputs of the
-            decoder by name)`` that gives a bool tensor ``[tokens]`` or ``[batch, tokens]``. Never
-            padding.
+            leaves later tokens alone, as `tokens_at` makes of indices; or a function of ``(places
+            [tokens], inputs of the decoder by name)`` that gives a bool tensor ``[tokens]`` or
+            ``[batch, tokens]``. Never padding. Virtual tokens (soft prompts) belong to the prompt
+            and have negative places; where texts are packed in a row by ``position_ids``,
+            ``"last"`` is the last of each. Outside ``generate`` what continues a cache counts as
+            generated, and what starts one as the prompt, unless ``set(prompt_length=...)`` says.
         operation: ``"add"``; ``"add_keep_norm"`` rescales each state to the norm it had;
             ``"remove"`` takes the share ``strength`` of the component along the vector away;
             ``"clamp"`` sets that component to ``strength`` times the scale (see `ops.steer`).
@@ -80,6 +83,12 @@ def attach(
     without an error, its first layers as before and its last ones perhaps as changed. ``attach``
     itself waits for nobody: attach before other threads use the model.
 
+    Places are taken from what the passes of a ``generate`` show. One that contradicts those before
+    (a cache of a release of transformers that is not known) is a RuntimeError before a wrong token
+    is written; an `UnsteeredWarning` tells when ``generate`` wrote tokens and the positions chose
+    none that the model read. Continuous batching (``generate_batch``) is refused unless every token
+    is steered alike.
+
     One steering per model at a time: a second ``attach`` is refused. Where the object was lost, or
     something interrupted attaching or leaving, `detach` puts the model back.
 
@@ -92,7 +101,6 @@ def attach(
     """
     require_one_copy(model)
     model = unwrapped(model)
-    decoder = find_decoder(model, decoder_layers)
     decoder = find_decoder(model, decoder_layers)
     experts = checked_experts(model, vectors, decoder, check_model, operation, gate)
     positions = checked_positions(positions)
