@@ -7,16 +7,20 @@ OUT ?= demo-output
 TEST_PROCESSES ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench bench-gpu verify-llamacpp clean
+.PHONY: help demo test test-versions lint docs bench bench-gpu verify-llamacpp clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## steer the bundled target with the bundled expert, with controls
 	$(BIN)/expertsteer demo --out $(OUT)
 
 test: $(VENV)/.installed  ## run the whole test suite
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
+
+# RELEASES="oldest newest" leaves out one; VERSIONS_OPTIONS=--skip-pinned what `make test` has run.
+test-versions: $(VENV)/.installed  ## the tests that depend on transformers, with several releases
+	$(BIN)/python tests/versions.py --processes $(TEST_PROCESSES) $(VERSIONS_OPTIONS) $(RELEASES)
 
 lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
 	$(BIN)/ruff check python tests benchmarks examples

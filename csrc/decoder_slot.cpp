@@ -132,9 +132,22 @@ bool output_is_finite(PyObject* output) {
   return answer == Py_True;
 }
 
+// A pass in which nothing is steered, also where another thread changes that before it has ended.
+PyObject* unsteered(DecoderSlotObject* self, PyObject* args, PyObject* kwargs) {
+  OpenPass* pass = new_or_known_pass(self->passes);
+  const bool inner = pass->open;
+  if (!inner) open_pass(self->passes, pass, false, 0, 0);
+  PyObject* output = PyObject_Call(self->original, args, kwargs);
+  if (!inner) pass->open = false;
+  return output;
+}
+
 PyObject* decoder_call(PyObject* object, PyObject* args, PyObject* kwargs) {
   DecoderSlotObject* self = decoder_of(object);
-  if (self->off) return PyObject_Call(self->original, args, kwargs);
+  if (self->off) return unsteered(self, args, kwargs);
+  const int recorded = is_recorded();
+  if (recorded < 0) return nullptr;
+  if (recorded) return PyObject_Call(self->slowly, args, kwargs);
   std::int64_t batch, tokens;
   const bool plain = self->positions >= 0 && kwargs && PyTuple_GET_SIZE(args) == 0 &&
                      shape_of(kwargs, &batch, &tokens) &&

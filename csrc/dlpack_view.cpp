@@ -18,6 +18,18 @@ struct ExchangeTable {
 PyObject* tensor_type = nullptr;
 PyObject* requires_grad = nullptr;
 const ExchangeTable* table = nullptr;
+PyObject* tracing_state = nullptr;
+PyObject* dispatch_modes = nullptr;
+PyObject* forward_mode = nullptr;
+PyObject* current_level = nullptr;
+
+// An integer above `least`; -1 with an error set. Takes the reference.
+int above(PyObject* number, long least) {
+  if (!number) return -1;
+  const long value = PyLong_AsLong(number);
+  Py_DECREF(number);
+  return PyErr_Occurred() ? -1 : value > least;
+}
 
 }  // namespace
 
@@ -51,6 +63,30 @@ bool set_tensor_type(PyObject* type) {
 
 bool is_exact_tensor(PyObject* object) {
   return reinterpret_cast<PyObject*>(Py_TYPE(object)) == tensor_type;
+}
+
+bool set_recorders(PyObject* tracing, PyObject* modes, PyObject* forward) {
+  if (!current_level) current_level = PyUnicode_InternFromString("_current_level");
+  if (!PyDict_Check(forward)) {
+    PyErr_SetString(PyExc_TypeError, "use_recorders takes two functions and a dictionary");
+    return false;
+  }
+  Py_XSETREF(tracing_state, Py_NewRef(tracing));
+  Py_XSETREF(dispatch_modes, Py_NewRef(modes));
+  Py_XSETREF(forward_mode, Py_NewRef(forward));
+  return true;
+}
+
+int is_recorded() {
+  if (!tracing_state) return 0;
+  PyObject* state = PyObject_CallNoArgs(tracing_state);
+  if (!state) return -1;
+  const bool traced = state != Py_None;
+  Py_DECREF(state);
+  if (traced) return 1;
+  if (const int modes = above(PyObject_CallNoArgs(dispatch_modes), 0)) return modes;
+  PyObject* level = PyDict_GetItemWithError(forward_mode, current_level);
+  return level ? above(Py_NewRef(level), -1) : 0;
 }
 
 bool is_plain_tensor(PyObject* object) {

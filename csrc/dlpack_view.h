@@ -49,6 +49,15 @@ bool is_plain_tensor(PyObject* object);
 // What the tensor holds, valid while the tensor is; false where it cannot be told.
 bool view_of(PyObject* tensor, DLTensor* view);
 
+// What asks torch whether somebody records what is done to tensors (`torch._C._get_tracing_state`,
+// `torch._C._len_torch_dispatch_stack`) and the dictionary that holds forward mode's level. False
+// with an error set if that failed.
+bool set_recorders(PyObject* tracing_state, PyObject* dispatch_modes, PyObject* forward_mode);
+
+// Whether a tracer, a dispatch mode or forward-mode differentiation follows what is done, which
+// would not see a change through a pointer: 1 or 0, -1 with an error set.
+int is_recorded();
+
 // `steer_cuda` on the tensor's device and torch's current stream there; false where that is not
 // built in, with an error set where the launch failed.
 bool steer_on_device(const Steer& args, DLDevice device);

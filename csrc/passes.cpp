@@ -1,8 +1,11 @@
 #include "passes.h"
 
+#include <pybind11/pybind11.h>
+
 #include <new>
 
 #include "finite.h"
+#include "tensor_argument.h"
 
 namespace expertsteer {
 
@@ -32,6 +35,7 @@ void open_pass(PassesObject* self, OpenPass* pass, bool steers, std::int64_t bat
   pass->batch = batch;
   pass->tokens = tokens;
   pass->mask = nullptr;
+  Py_CLEAR(pass->held);
   pass->serial = ++self->serial;
   pass->ran = 0;
 }
@@ -75,30 +79,52 @@ PyObject* passes_new(PyTypeObject* type, PyObject*, PyObject*) {
 
 void passes_dealloc(PyObject* object) {
   PyTypeObject* type = Py_TYPE(object);
-  delete reinterpret_cast<PassesObject*>(object)->passes;
+  auto* passes = reinterpret_cast<PassesObject*>(object)->passes;
+  for (OpenPass& pass : *passes) Py_CLEAR(pass.held);
+  delete passes;
   type->tp_free(object);
   Py_DECREF(type);
 }
 
-// open(steers, batch, tokens, mask, mask_batch_stride, mask_token_stride, mask_device_type,
-//      mask_device_id) -> serial
+// open(steers, batch, tokens, mask) -> serial; the mask is bool [batch, tokens], None for every
+// token, or False where it cannot be read here, so that no slot takes the quick way
 PyObject* passes_open(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-  constexpr int kCount = 8;
+  constexpr int kCount = 4;
   if (count != kCount) {
-    PyErr_SetString(PyExc_TypeError, "open takes eight integers");
+    PyErr_SetString(PyExc_TypeError, "open takes three integers and a mask");
     return nullptr;
   }
-  std::int64_t numbers[kCount];
-  for (int i = 0; i < kCount; ++i) numbers[i] = PyLong_AsLongLong(args[i]);
+  std::int64_t numbers[kCount - 1];
+  for (int i = 0; i < kCount - 1; ++i) numbers[i] = PyLong_AsLongLong(args[i]);
   if (PyErr_Occurred()) return nullptr;
   auto* self = reinterpret_cast<PassesObject*>(object);
+  TensorArgument mask{};
+  try {
+    if (args[3] != Py_None && args[3] != Py_False) {
+      const DLDevice device = read_tensor("mask", args[3]).kind.device;
+      mask =
+          checked("mask", args[3], kind<bool>(device), {numbers[1], numbers[2]}, Layout::kStrided);
+    }
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (pybind11::builtin_exception& error) {
+    error.set_error();
+    return nullptr;
+  }
   OpenPass* pass = new_or_known_pass(self);
   open_pass(self, pass, numbers[0] != 0, numbers[1], numbers[2]);
-  pass->mask = reinterpret_cast<const std::uint8_t*>(numbers[3]);
-  pass->mask_batch_stride = numbers[4];
-  pass->mask_token_stride = numbers[5];
-  pass->mask_device =
-      DLDevice{static_cast<std::int32_t>(numbers[6]), static_cast<std::int32_t>(numbers[7])};
+  static const std::uint8_t nowhere = 0;  // on no device that a slot knows: never read
+  if (args[3] == Py_False) {
+    pass->mask = &nowhere;
+    pass->mask_device = DLDevice{0, 0};
+  } else if (mask.given) {
+    pass->held = Py_NewRef(args[3]);
+    pass->mask = mask.address ? static_cast<const std::uint8_t*>(mask.address) : &nowhere;
+    pass->mask_batch_stride = mask.strides[0];
+    pass->mask_token_stride = mask.strides[1];
+    pass->mask_device = mask.kind.device;
+  }
   return PyLong_FromLongLong(pass->serial);
 }
 
@@ -107,7 +133,11 @@ PyObject* passes_close(PyObject* object, PyObject*) {
   auto* self = reinterpret_cast<PassesObject*>(object);
   OpenPass* pass = pass_of_this_thread(self);
   const std::int64_t ran = pass ? pass->ran : 0;
-  if (pass) pass->open = false;
+  if (pass) {
+    pass->open = false;
+    pass->mask = nullptr;
+    Py_CLEAR(pass->held);
+  }
   return PyLong_FromLongLong(ran);
 }
 

@@ -18,7 +18,8 @@ struct OpenPass {
   std::int64_t quick = 0;           // passes since the last tally that Python did not open
   bool chose = false;               // whether any of them steered
   bool open = false;
-  bool steers = false;  // any token at all
+  bool steers = false;       // any token at all
+  PyObject* held = nullptr;  // the mask's tensor
   const std::uint8_t* mask = nullptr;
   std::int64_t mask_batch_stride = 0, mask_token_stride = 0, batch = 0, tokens = 0;
   DLDevice mask_device{0, 0};

@@ -253,10 +253,23 @@ PyObject* use_tensor_type(PyObject*, PyObject* type) {
   return PyBool_FromLong(set_tensor_type(type));
 }
 
+// use_recorders(_get_tracing_state, _len_torch_dispatch_stack, vars(torch.autograd.forward_ad)),
+// which the decoder's slot asks once in each pass
+PyObject* use_recorders(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 3) {
+    PyErr_SetString(PyExc_TypeError, "use_recorders takes two functions and a dictionary");
+    return nullptr;
+  }
+  if (!set_recorders(args[0], args[1], args[2])) return nullptr;
+  Py_RETURN_NONE;
+}
+
 PyMethodDef functions[] = {
     {"set_traced_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(set_traced_call)),
      METH_FASTCALL, nullptr},
     {"use_tensor_type", use_tensor_type, METH_O, nullptr},
+    {"use_recorders", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(use_recorders)),
+     METH_FASTCALL, nullptr},
     {"all_finite", all_finite, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -95,6 +95,28 @@ FAMILIES = {
 }
 
 
+def config_of(family: Family):
+    """The family's configuration class in the installed transformers.
+
+    Raises:
+        FamilyUnavailable: it has none.
+    """
+    import transformers
+
+    name = f"{family.prefix}Config"
+    if not hasattr(transformers, name):
+        raise FamilyUnavailable(f"transformers {transformers.__version__} has no {name}")
+    return getattr(transformers, name)
+
+
+def weights_type(dtype) -> dict:
+    """How ``from_pretrained`` of the installed transformers is told the type of the weights."""
+    import transformers
+
+    old = int(transformers.__version__.partition(".")[0]) < 5
+    return {"torch_dtype" if old else "dtype": dtype}
+
+
 def build(
     name: str, *, layers: int = LAYERS, width: int = WIDTH, dtype=torch.float32, seed: int = 0
 ):
@@ -108,11 +130,7 @@ def build(
     import transformers
 
     family = FAMILIES[name]
-    config_class = getattr(transformers, f"{family.prefix}Config", None)
-    if config_class is None:
-        raise FamilyUnavailable(
-            f"transformers {transformers.__version__} has no {family.prefix}Config"
-        )
+    config_class = config_of(family)
     sizes = dict(zip(family.sizes, (width, layers)))
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     options = {"vocab_size": VOCABULARY} | special | sizes | family.options

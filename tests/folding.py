@@ -90,7 +90,7 @@ def at(model, layer, path):
 
 
 def fold_all(model, vectors):
-    folds = [Fold(model, layer) for layer in vectors.layers]
+    folds = [Fold(model, layer).install() for layer in vectors.layers]
     for fold in folds:
         fold.write(vectors.displacement(fold.layer))
     return folds

@@ -52,6 +52,8 @@ def kill(processes):
 def _one(rank, size, folder, function, arguments):
     torch.set_num_threads(1)
     if size > 1:
+        # As torchrun sets them; releases of transformers before 5 read them.
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         store = distributed.FileStore(str(folder / "store"), size)
         patience = timedelta(seconds=40)
         distributed.init_process_group(

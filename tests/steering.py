@@ -76,6 +76,24 @@ def logits(model, ids, **kwargs):
         return model(ids, **kwargs).logits
 
 
+def everything(model):
+    """What a module holds, down to the objects and the bits, for every module of a model."""
+    found = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, dict):
+                found[name, key] = [(k, id(v)) for k, v in value.items()]
+            else:
+                found[name, key] = set(value) if isinstance(value, set) else id(value)
+    return found, {n: t.clone() for n, t in model.state_dict(keep_vars=True).items()}
+
+
+def assert_as_before(model, before):
+    found, weights = everything(model)
+    assert found == before[0]
+    assert all(torch.equal(weights[n], t) for n, t in before[1].items())
+
+
 def cache_name(model):
     """What this release of transformers calls the cache among a model's arguments."""
     names = inspect.signature(type(model).forward).parameters

@@ -12,6 +12,8 @@ from expertsteer._neutral import Divergence, neutral_texts
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 TEXTS = [sentence(length, seed=length) for length in (3, 9, 6, 12, 2)]
 
 

@@ -13,6 +13,8 @@ from expertsteer.models import capture, load
 from families import LAYERS, WIDTH, build
 from tiny_tokenizer import CHAT_TEMPLATE, sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 TEXTS = [sentence(length, seed) for seed, length in enumerate((3, 9, 1, 6, 12, 2, 8))]
 CONTRAST = ContrastSet.from_texts(TEXTS, [0, 1, 0, 1, 1, 0, 0])
 
@@ -175,12 +177,14 @@ def test_a_distributed_output_is_put_together(model, spread_over):
         def local(module, args, kwargs):
             return (args[0].to_local() if hasattr(args[0], "to_local") else args[0],), kwargs
 
+        def spread(module, args, output):
+            states = distributed.DTensor.from_local(hidden_of(output), mesh, [kind])
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
         for layer in [*model.model.layers, model.model.norm]:
             layer.register_forward_pre_hook(local, with_kwargs=True)
         for layer in model.model.layers:
-            layer.register_forward_hook(
-                lambda m, a, out: distributed.DTensor.from_local(hidden_of(out), mesh, [kind])
-            )
+            layer.register_forward_hook(spread)
         states = capture(model, tiny_tokenizer(), CONTRAST).states
     finally:
         torch.distributed.destroy_process_group()

@@ -16,12 +16,14 @@ import expertsteer as es
 import ranks
 from expertsteer._ranks import Ranks
 from expertsteer._shards import Shards
+from expertsteer.capturing import Team
 from expertsteer.models import load
 from expertsteer.spread import information_over
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
 pytestmark = [
+    pytest.mark.transformers,
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="forks processes and kills them"),
 ]
@@ -121,7 +123,7 @@ def test_a_refusal_reaches_every_rank_and_is_told_once(alone, tmp_path):
 def tensor_parallel(folder, path):
     """One model over two processes; a third and fourth would be another copy of it."""
     model, tokenizer = load(path, device="tensor_parallel")
-    assert model.tp_size == 2
+    assert Team.of(model, Ranks.here()).count == 1
     states = es.capture(model, tokenizer, contrast(), progress=False).states
     return states, *capture(folder, model)
 

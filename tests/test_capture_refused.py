@@ -11,6 +11,8 @@ from expertsteer.models import capture
 from families import LAYERS, VOCABULARY, build
 from tiny_tokenizer import WORDS, sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 TEXTS = [sentence(length, seed) for seed, length in enumerate((3, 9, 1, 6, 12, 2, 8))]
 CONTRAST = ContrastSet.from_texts(TEXTS, [0, 1, 0, 1, 1, 0, 0])
 

@@ -12,6 +12,8 @@ from expertsteer._shards import Shards
 from families import LAYERS, WIDTH, build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 COUNT = 40
 
 

@@ -8,7 +8,10 @@ import torch
 import expertsteer as es
 from steering import WIDTH, gpt2, llama, logits, tokens, vectors
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its parts
+pytestmark = [
+    pytest.mark.transformers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's own, of its parts
+]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +84,8 @@ def test_layers_that_differ_are_steered_each_by_its_own_forward():
             self.layer = layer
 
         def forward(self, hidden, *args, **kwargs):
-            return -self.layer(hidden, *args, **kwargs)
+            output = self.layer(hidden, *args, **kwargs)
+            return (-output[0], *output[1:]) if isinstance(output, tuple) else -output
 
     model, ids = llama(), tokens()
     model.model.layers[1] = Negated(model.model.layers[1])

@@ -25,8 +25,6 @@ PACKAGE = Path(es.__file__).parent
 # the second group has a type of its own.
 BOTH = {"empty", "zeros", "ones", "full", "eye", "rand", "randn", "linspace", "logspace", "tensor"}
 DEVICE = {"arange", "randint", "randperm", "tril_indices", "triu_indices", "as_tensor", "asarray"}
-# Graphs and passes of a live model, which is where its device is.
-LIVE = {"_positions.py", "_decoder_slots.py", "_traced.py"}
 
 
 def unnamed(path: Path) -> list[str]:
@@ -48,7 +46,7 @@ def unnamed(path: Path) -> list[str]:
 
 
 def test_every_allocation_names_its_type_and_device():
-    files = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in LIVE]
+    files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 100
     assert [line for path in files for line in unnamed(path)] == []
 

@@ -17,6 +17,8 @@ from families import build
 from test_calibrate import one_by_one
 from tiny_tokenizer import sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 NEUTRAL = [sentence(length, seed=length) for length in (4, 7, 5, 9)]
 BUDGET = 0.05
 NAMES = ["target's own mean difference", "expert: Procrustes, validated pairs", DEFAULT]

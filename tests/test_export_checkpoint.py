@@ -15,11 +15,13 @@ from expertsteer.export import _tensor_files
 from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.families import families_table
 from expertsteer.folding_checkpoint import CHECKPOINTS, fold_permanently
-from families import FAMILIES, build_or_skip
+from families import FAMILIES, build_or_skip, weights_type
 from folding import EVERY, hooked_logits, relative_error, vectors_for
 from steering import llama, logits
 from test_folding_checkpoint import CONVERTED_TO, VARIANTS, build_case
 from tiny_tokenizer import tiny_tokenizer
+
+pytestmark = pytest.mark.transformers
 
 IDS = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(5))
 SHARDED = "model.safetensors.index.json"
@@ -27,7 +29,7 @@ SHARDED = "model.safetensors.index.json"
 
 def load(folder, **settings):
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, dtype="auto", **settings
+        folder, output_loading_info=True, **weights_type("auto"), **settings
     )
     assert {kind: list(keys) for kind, keys in info.items() if keys} == {}
     return model.eval()
@@ -80,7 +82,9 @@ def test_the_reloaded_checkpoint_gives_the_steered_logits(case, dtype, monkeypat
     vectors = vectors_for(model)
     export = export_checkpoint(tmp_path / "base", vectors, tmp_path / "out", strength=0.7)
     made = load(tmp_path / "out")
-    assert {p.dtype for p in made.parameters()} == {dtype}
+    # Some families keep a few weights in single precision.
+    kept = {p.dtype for p in model.parameters()}
+    assert dtype in kept and {p.dtype for p in made.parameters()} == kept
     assert made.config.model_type == export.written_as
     assert export.written_as == CONVERTED_TO.get(case, model.config.model_type)
     assert export.family == model.config.model_type
@@ -186,11 +190,15 @@ def test_weights_without_the_outermost_prefix_are_found(name, tmp_path):
     prefix = model.base_model_prefix + "."
     state = {n.removeprefix(prefix): t for n, t in load_file(path).items()}
     save_file(state, path, metadata={"format": "pt"})
+    try:
+        base = load(tmp_path / "base")
+    except ValueError as refused:
+        pytest.skip(f"{name} does not load so in this transformers: {refused}")
     vectors = vectors_for(model)
     export_checkpoint(tmp_path / "base", vectors, tmp_path / "out")
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as stream:
         assert not any(n.startswith(prefix) for n in stream.keys())  # noqa: SIM118
-    expected = hooked_logits(load(tmp_path / "base"), vectors, IDS)
+    expected = hooked_logits(base, vectors, IDS)
     assert relative_error(logits(load(tmp_path / "out"), IDS), expected) < 1e-5
 
 

@@ -2,19 +2,23 @@
 
 import importlib
 import json
+import shlex
 import sys
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import expertsteer as es
-from expertsteer.export.sglang import export_sglang, make_hook
+from expertsteer.export import sglang, sglang_hook
+from expertsteer.export.sglang import export_sglang, launch_command, make_hook
 from steering import llama, logits, tokens, vectors
 
 MADE = vectors(layers=(1, 11), width=6)
 STRENGTH = 0.5
+SERVE = Path(__file__).parents[1] / "docs" / "how-to" / "serve.md"
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,17 @@ def test_the_folder_holds_all_a_server_needs(folder, tmp_path):
     assert [set(e) for e in entries] == [{"name", "target_modules", "hook_factory", "config"}] * 2
     text = (folder / "hooks.json").read_text()
     assert str(folder) not in text  # it can be moved
+
+
+def test_the_command_starts_a_server_whose_passes_all_call_hooks(folder):
+    """A graph that is replayed calls none, and SGLang records before it registers them."""
+    words = shlex.split(launch_command(folder, "a model"))
+    assert words[0] == f"PYTHONPATH={folder}"
+    assert words[words.index("--model-path") + 1] == "a model"
+    for phase in ("decode", "prefill"):
+        assert f"--cuda-graph-backend-{phase}=disabled" in words
+    for text in (sglang.__doc__, Path(sglang_hook.__file__).read_text(), SERVE.read_text()):
+        assert all(option in text for option in sglang.WITHOUT_GRAPHS.split())
 
 
 def test_names_match_one_layer_each(tmp_path):

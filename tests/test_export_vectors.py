@@ -287,9 +287,7 @@ def test_archives_that_hold_no_vectors(arrays, message, tmp_path):
 def test_an_archive_cut_short(kept, tmp_path):
     path = export_npz(MADE, tmp_path / "made.npz")
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(
-        es.ArtifactError, match="made.npz: (truncated, damaged|its arrays are not)"
-    ):
+    with pytest.raises(es.ArtifactError, match="made.npz: (truncated, damaged|its arrays are not)"):
         import_npz(path)
 
 

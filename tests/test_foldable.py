@@ -11,6 +11,8 @@ from families import FAMILIES, build, build_or_skip
 from folding import EVERY, at, block, fold_all, hooked_logits, relative_error, remove, vectors_for
 from steering import gpt2, llama, logits
 
+pytestmark = pytest.mark.transformers
+
 IDS = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(5))
 COVERED = [name for name in FAMILIES if name in FOLDABLE]
 

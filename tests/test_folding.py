@@ -12,6 +12,8 @@ from families import build_or_skip
 from folding import fold_all, hooked_logits, relative_error, remove, vectors_for
 from steering import gpt2, llama, logits, tokens, vectors
 
+pytestmark = pytest.mark.transformers
+
 IDS = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(5))
 # One family of every kind of linear, without a bias and with one.
 FAMILIES = ("llama", "mamba", "falcon", "gpt2", "bloom", "opt")
@@ -23,7 +25,7 @@ def test_remove_restores_the_module_exactly(name):
     linear = last_linear(model, 1)
     bias, before = linear.bias, _snapshot(model)
     attributes = {k: list(v) if isinstance(v, dict) else v for k, v in vars(linear).items()}
-    fold = Fold(model, 1)
+    fold = Fold(model, 1).install()
     fold.write(torch.randn(fold.width))
     fold.remove()
     fold.remove()
@@ -37,7 +39,7 @@ def test_remove_restores_the_module_exactly(name):
 def test_a_vector_of_zeros_changes_no_bit(name, dtype):
     model = build_or_skip(name).to(dtype)
     expected = [logits(model, ids) for ids in (IDS, IDS[:1, :1])]
-    fold = Fold(model, 1)
+    fold = Fold(model, 1).install()
     fresh = [logits(model, ids) for ids in (IDS, IDS[:1, :1])]
     fold.write(torch.randn(fold.width))
     fold.write(torch.zeros(fold.width))
@@ -61,17 +63,17 @@ def test_half_precision_is_steered_to_its_rounding(name, dtype, error):
 
 def test_one_fold_at_a_time():
     model = llama()
-    fold = Fold(model, 1)
+    fold = Fold(model, 1).install()
     with pytest.raises(ValueError, match="folded already"):
         Fold(model, 1)
     fold.remove()
-    Fold(model, 1).remove()
+    Fold(model, 1).install().remove()
 
 
 @pytest.mark.parametrize("build_model", [llama, gpt2])
 def test_write_keeps_the_storage_and_replaces_what_was_written(build_model):
     model = build_model()
-    fold = Fold(model, 1)
+    fold = Fold(model, 1).install()
     bias, pointer = fold.linear.bias, fold.linear.bias.data_ptr()
     fold.write(torch.full((fold.width,), 7.0))
     chosen = vectors(layers=(1,))
@@ -87,7 +89,7 @@ def test_write_keeps_the_storage_and_replaces_what_was_written(build_model):
 def test_what_is_saved_is_the_unsteered_model(build_model):
     model = build_model()
     before = _snapshot(model)
-    fold = Fold(model, 1)
+    fold = Fold(model, 1).install()
     fold.write(torch.randn(fold.width))
     _assert_same(_snapshot(model), before)
     other = build_model()
@@ -114,7 +116,7 @@ def test_loaded_weights_are_steered_and_restored(build_model, assign):
 @pytest.mark.parametrize("build_model", [llama, gpt2])
 def test_a_live_steered_model_cannot_be_copied_or_pickled(build_model):
     model = build_model()
-    fold = Fold(model, 1)
+    fold = Fold(model, 1).install()
     with pytest.raises(ValueError, match="cannot be deep-copied"):
         copy.deepcopy(model)
     with pytest.raises(ValueError, match="cannot be pickled"):
@@ -138,7 +140,7 @@ def test_a_model_moved_to_another_type_stays_steered(build_model):
 def test_a_fold_made_in_inference_mode_can_be_written_outside():
     model = llama()
     with torch.inference_mode():
-        fold = Fold(model, 1)
+        fold = Fold(model, 1).install()
         fold.write(torch.ones(fold.width))
     fold.write(torch.zeros(fold.width))
     assert not fold.linear.bias.any()
@@ -154,7 +156,7 @@ def test_a_fold_made_in_inference_mode_can_be_written_outside():
     ],
 )
 def test_a_wrong_displacement_is_refused_and_changes_nothing(wrong, message):
-    fold = Fold(llama().half(), 1)
+    fold = Fold(llama().half(), 1).install()
     fold.write(torch.ones(32))
     with pytest.raises(ValueError, match=message):
         fold.write(wrong)
@@ -162,7 +164,7 @@ def test_a_wrong_displacement_is_refused_and_changes_nothing(wrong, message):
 
 
 def test_nothing_is_written_after_remove():
-    fold = Fold(llama(), 1)
+    fold = Fold(llama(), 1).install()
     fold.remove()
     with pytest.raises(RuntimeError, match="was removed"):
         fold.write(torch.ones(32))
@@ -195,7 +197,7 @@ def test_new_contents_never_recompile(build_model, compiled_first):
     compiled = torch.compile(model, backend=counting, fullgraph=True)
     if compiled_first:
         logits(compiled, tokens(), use_cache=False)
-    folds = [Fold(compiled, layer) for layer in chosen.layers]
+    folds = [Fold(compiled, layer).install() for layer in chosen.layers]
     found = []
     for step in range(21):
         for fold in folds:

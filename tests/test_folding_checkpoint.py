@@ -6,12 +6,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import expertsteer as es
 from expertsteer._foldable import FOLDABLE, why_not_foldable
 from expertsteer._folding import Fold
 from expertsteer.folding_checkpoint import CHECKPOINTS, fold_permanently, why_not_permanent
-from families import FAMILIES, Family, build_or_skip
+from families import (
+    FAMILIES,
+    Family,
+    FamilyUnavailable,
+    build_or_skip,
+    config_of,
+    weights_type,
+)
 from folding import EVERY, hooked_logits, relative_error, vectors_for
 from steering import gpt2, llama, logits, vectors
+
+pytestmark = pytest.mark.transformers
 
 IDS = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(5))
 
@@ -63,6 +73,10 @@ def build_case(monkeypatch, case, **changes):
         base.name, base.prefix, base.layers_path, base.options | options | changes, base.sizes
     )
     monkeypatch.setitem(FAMILIES, name, family)
+    try:
+        config_of(EVERY[CONVERTED_TO.get(case, name)])
+    except FamilyUnavailable as reason:
+        pytest.skip(f"{case} is written as another family: {reason}")
     return build_or_skip(name)
 
 
@@ -114,9 +128,9 @@ def test_the_reloaded_checkpoint_generates_the_same(case, monkeypatch, tmp_path)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_type_of_the_weights_is_kept(case, dtype, monkeypatch, tmp_path):
     # Loaded in that type, as users do: a model that is cast rounds its rotary tables too.
-    model = reload(build_case(monkeypatch, case), tmp_path / "plain", dtype=dtype)
+    model = reload(build_case(monkeypatch, case), tmp_path / "plain", **weights_type(dtype))
     permanent = fold_permanently(model, vectors_for(model))
-    loaded = reload(permanent, tmp_path / "steered", dtype="auto")
+    loaded = reload(permanent, tmp_path / "steered", **weights_type("auto"))
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert torch.equal(logits(loaded, IDS), logits(permanent, IDS))
 
@@ -257,10 +271,21 @@ def test_bad_arguments_change_nothing(build_model, wrong, strength, message):
 
 def test_a_model_steered_by_a_live_fold_is_refused():
     model = llama()
-    fold = Fold(model, 2)
+    fold = Fold(model, 2).install()
     with pytest.raises(ValueError, match="folded already"):
         fold_permanently(model, vectors())
     fold.remove()
+    fold_permanently(model, vectors())
+
+
+@pytest.mark.parametrize("mode", ["fold", "slot"])
+def test_a_model_that_is_steered_is_refused(mode):
+    model = llama()
+    with (
+        es.attach(model, vectors(), mode=mode),
+        pytest.raises(ValueError, match="steered at the moment; use Steering.fold"),
+    ):
+        fold_permanently(model, vectors())
     fold_permanently(model, vectors())
 
 

@@ -11,6 +11,8 @@ from expertsteer.models import hidden_size
 from families import FAMILIES, build_or_skip
 from steering import gpt2, llama, logits, tokens, vectors, with_plain_hooks
 
+pytestmark = pytest.mark.transformers
+
 
 @pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
 def model(request):

@@ -264,3 +264,28 @@ def test_components_of_steep_spectra_are_each_found(decay, rows, width):
     torch.testing.assert_close(axes @ axes.mT, torch.eye(32).double(), rtol=0, atol=1e-5)
     kept = (axes @ right[:, :32]).square().sum(dim=0)  # of every true axis
     assert float(kept.min()) > 0.99
+
+
+@pytest.mark.parametrize("estimator", ["gaussian", "ksg", "renyi2"])
+def test_layers_of_any_size_have_the_same_information(estimator):
+    x, y = gaussian_pair(200, 4, 1.0, d_x=20, d_y=20)
+    x, y = x.float(), y.float()
+    options = {} if estimator == "renyi2" else {"components": 4}
+    expected = es.mutual_information(x, y, estimator=estimator, **options)
+    for exponent in (-110, -66, 66, 110):  # powers of two, which round nothing
+        found = es.mutual_information(x * 2.0**exponent, y, estimator=estimator, **options)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_error_names_the_model_and_its_layer():
+    good, bad = torch.randn(2, 60, 8), torch.randn(2, 60, 8)
+    bad[1] = 0
+    labels = torch.arange(60) % 2
+    states = [
+        es.HiddenStates(one, labels, layers=(3, 7), model={"name": name})
+        for one, name in ((good, "the-target"), (bad, "the-expert"))
+    ]
+    with pytest.raises(ValueError, match=r"y\[1\] \(layer 7 of the-expert\) is constant"):
+        es.mutual_information(*states, components=4)
+    with pytest.raises(ValueError, match=r"x\[1\] is constant"):
+        es.mutual_information(bad, good, components=4)

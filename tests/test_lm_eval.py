@@ -14,6 +14,8 @@ from expertsteer.lm_eval_tasks import _Waiting, evaluate_lm_eval, live_harness, 
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 SOURCE = Path(__file__).parent / "lm_eval_tasks"
 TASKS = ["words_choice", "words_write", "words_read"]
 STRENGTH = 1.5

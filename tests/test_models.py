@@ -21,6 +21,8 @@ from expertsteer.models import (
 from families import FAMILIES, LAYERS, VOCABULARY, WIDTH, build_or_skip
 from tiny_tokenizer import sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 LENGTHS = (3, 9, 1, 6, 12)
 CONTRAST = ContrastSet.from_texts(
     [sentence(length, seed) for seed, length in enumerate(LENGTHS)], [0, 1, 0, 1, 1]
@@ -91,6 +93,28 @@ def test_a_batch_gives_the_block_outputs_of_each_text_alone(family, family_model
         assert_close(came.states, expected, dtype)
 
 
+def test_a_model_whose_outer_part_makes_the_masks_is_read_as_it_runs():
+    """Models of several modalities hand their decoder masks that are no longer by tokens."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = FAMILIES["gemma3_text"].options | {"vocab_size": VOCABULARY, "hidden_size": WIDTH}
+    text |= {"num_hidden_layers": LAYERS, "layer_types": None, "pad_token_id": 0}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    tokens = {"image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62}
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, pad_token_id=0, **tokens
+    )
+    model = Gemma3ForConditionalGeneration(config).eval()
+    texts = [sentence(length, seed) for seed, length in enumerate(LENGTHS)]
+    texts = [text.replace("w5", "w3") for text in texts]  # w56 to w58 stand for images
+    contrast = ContrastSet.from_texts(texts, [0, 1, 0, 1, 1])
+    path = find_decoder(model).layers_path
+    alone = [block_outputs(model, path, text)[:, -1] for text in contrast.texts]
+    came = capture(model, tiny_tokenizer(), contrast, batch_size=3)
+    assert_close(came.states, torch.stack(alone, dim=1), torch.float32)
+
+
 @every_family
 def test_padding_side_and_batch_size_make_no_difference(family, family_model):
     right = capture(family_model, tiny_tokenizer("right"), CONTRAST)
@@ -154,6 +178,15 @@ def test_of_two_candidates_the_one_inside_the_models_decoder_is_taken():
 def test_the_text_configuration_of_a_model_with_several_modalities_counts():
     model = Blocks(5, text=3, image=5)
     model.config.text_config = type("Config", (), {"num_hidden_layers": 3})()
+    assert find_decoder(model).layers_path == "text.blocks"
+
+
+def test_of_two_candidates_the_one_inside_the_language_model_is_taken():
+    model = Blocks(3, text=3, image=3)
+    model.config.text_config = type("TextConfig", (), {"num_hidden_layers": 3})()
+    model.text.config = model.config.text_config
+    assert find_decoder(model).layers_path == "text.blocks"
+    model.get_decoder = lambda: None  # names none
     assert find_decoder(model).layers_path == "text.blocks"
 
 

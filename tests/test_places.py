@@ -21,6 +21,8 @@ from steering import (
     vectors,
 )
 
+pytestmark = pytest.mark.transformers
+
 CHOICES = {"generated": passes_of_one, "prompt": longer_passes}
 
 

@@ -7,6 +7,8 @@ import expertsteer as es
 from expertsteer.models import find_decoder
 from steering import gpt2, llama, logits, tokens, vectors, with_plain_hooks
 
+pytestmark = pytest.mark.transformers
+
 
 @pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
 def model(request):

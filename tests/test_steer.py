@@ -10,6 +10,8 @@ import expertsteer as es
 from expertsteer.models import find_decoder
 from steering import WIDTH, gpt2, llama, logits, tokens, vectors, with_plain_hooks
 
+pytestmark = pytest.mark.transformers
+
 
 @pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
 def model(request):
@@ -239,6 +241,59 @@ def test_bad_input_leaves_the_model_unsteered(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         es.attach(model, *arguments, **options)
     assert torch.equal(logits(model, tokens()), before)
+
+
+@pytest.mark.parametrize("mode", ["auto", "slot"])
+def test_a_layer_that_stands_twice_in_the_list_is_refused(mode):
+    model = llama()
+    model.model.layers[3] = model.model.layers[1]
+    with pytest.raises(ValueError, match=r"layers \[1, 3\] of model.layers are one and the same"):
+        es.attach(model, vectors(), mode=mode)
+    assert es.detach(model) is False
+    expected = with_plain_hooks(model, vectors(layers=(0, 2)), 1.0, torch.ones(2, 7))
+    hooked = logits(model, tokens(), use_cache=False)
+    for hook in expected:
+        hook.remove()
+    with es.attach(model, vectors(layers=(0, 2)), mode=mode):  # the others stand once
+        found = logits(model, tokens(), use_cache=False)
+    torch.testing.assert_close(found, hooked, rtol=1e-4, atol=1e-4)
+
+
+NO_NUMBERS = [None, [1.0], (0.5, 0.5), {}, "1.0", torch.ones(2), float("nan"), 10**400]
+
+
+@pytest.mark.parametrize("wrong", NO_NUMBERS, ids=lambda wrong: str(wrong)[:12])
+def test_a_strength_that_is_no_number_is_refused_wherever_it_is_given(wrong):
+    model = llama()
+    with pytest.raises(ValueError, match="strength must be a"):
+        es.attach(model, vectors(), strength=wrong)
+    with pytest.raises(ValueError, match="Gate threshold must be a finite number"):
+        es.Gate(vectors(), wrong)
+    with es.attach(model, {"a": vectors()}, mode="slot") as steering:
+        for rows, strengths in ((["a"], [wrong]), ([{"a": wrong}], None)):
+            with pytest.raises(ValueError, match="must be a finite number, came"):
+                steering.set_rows(rows, strengths)
+        if wrong is not None:  # which is what stays as it is
+            with pytest.raises(ValueError, match="strength must be a"):
+                steering.set(strength=wrong)
+        with pytest.raises(ValueError, match="strengths must"):
+            steering.set_rows(["a"], 1.0)
+
+
+@pytest.mark.parametrize("operation", ["add", "add_keep_norm", "clamp", "remove"])
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_no_strength_makes_zeros_of_the_logits_in_silence(build, operation):
+    """The squares in a norm overflow long before the states do."""
+    model, ids = build(), tokens()
+    refused, exponents = 0, (1, 3, 6, 10, *range(14, 24), 30, 37, 38)
+    for exponent in exponents:
+        try:
+            with es.attach(model, vectors(), strength=10.0**exponent, operation=operation):
+                assert bool((logits(model, ids) != 0).any(dim=-1).all())
+        except (ValueError, RuntimeError) as error:
+            assert f"strength {10.0**exponent:g} " in str(error) and "finite" in str(error)
+            refused += 1
+    assert 4 <= refused < len(exponents)
 
 
 def test_vectors_of_another_model_are_steered_when_asked():

@@ -14,6 +14,8 @@ from expertsteer.tasks import TASKS, TaskError, load_task
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
+pytestmark = pytest.mark.transformers
+
 CHOICES = ["w4", "w7 w8", "w7 w9 w2", "w11", "w12 w13"]
 
 
@@ -269,7 +271,7 @@ def test_rows_that_this_tokenizer_leaves_nothing_of_are_named(model, tmp_path):
     rows += [{"question": "w1", "choices": ["unknown", "foreign"], "answer": 0}]
     path.write_text("\n".join(map(json.dumps, rows)))
 
-    def words(texts, padding=False):  # knows no control characters, and maps strangers to 3
+    def words(texts, **options):  # knows no control characters, and maps strangers to 3
         known = tiny_tokenizer()
         return {"input_ids": [known(t.replace("\x00", ""))["input_ids"] for t in texts]}
 

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -44,11 +44,7 @@ class Passes:
         steers: bool,
         batch: int,
         tokens: int,
-        mask: int,
-        mask_batch_stride: int,
-        mask_token_stride: int,
-        mask_device_type: int,
-        mask_device_id: int,
+        mask: Tensor | Literal[False] | None,
         /,
     ) -> int: ...
     def close(self) -> int: ...
@@ -88,6 +84,12 @@ class Slot:
 
 def set_traced_call(type: type, function: Callable, /) -> None: ...
 def use_tensor_type(type: type, /) -> bool: ...
+def use_recorders(
+    tracing_state: Callable[[], Any],
+    dispatch_modes: Callable[[], int],
+    forward_mode: dict[str, Any],
+    /,
+) -> None: ...
 def all_finite(tensor: Any, /) -> bool | None: ...
 
 # Present only where `with_cuda` is true.

@@ -53,6 +53,7 @@ _PUBLIC = {
     "Gate": "_bank",
     "Steering": "steer",
     "attach": "steer",
+    "detach": "steer",
     "tokens_at": "_given_positions",
     "UnsteeredWarning": "_given_positions",
     "ExpertSteer": "pipeline",
@@ -92,6 +93,7 @@ __all__ = [
     "capture",
     "capture_to",
     "compare",
+    "detach",
     "evaluate",
     "fit_concepts",
     "fit_vectors",
@@ -139,7 +141,7 @@ if TYPE_CHECKING:
     from .pair import pair_layers
     from .pipeline import ExpertSteer
     from .rfm import RFM
-    from .steer import Steering, attach
+    from .steer import Steering, attach, detach
     from .stored import StoredStates
     from .streams import ContrastStream
     from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ._bank import Gate
+from ._bank import Bank, Gate, finite_number
+from ._decoder import find_decoder
+from ._foldable import last_linear, why_not_foldable
 from ._given_positions import Positions
 from ._metadata import model_of
 from ._tensors import as_tensor
 from .ops import STEER_OPERATIONS
 from .vectors import STORED, SteeringVectors
+
+if TYPE_CHECKING:
+    from ._installed import Installed
 
 MODES = ("auto", "fold", "slot")
 
@@ -73,14 +78,7 @@ def checked_experts(
 
 
 def choose_mode(
-    model: nn.Module,
-    experts: Mapping[Any, SteeringVectors],
-    positions: Positions,
-    operation: str,
-    gate: Gate | None,
-    mode: str,
-    backend: str,
-    decoder_layers: str | None,
+    steering: Installed, positions: Positions, mode: str, decoder_layers: str | None
 ) -> str:
     """``"fold"`` or ``"slot"``.
 
@@ -89,26 +87,43 @@ def choose_mode(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, came {mode!r}")
-    if mode == "slot" or (mode == "auto" and backend != "auto"):
+    if mode == "slot" or (mode == "auto" and steering.backend != "auto"):
         return "slot"
-    layers = sorted({i for one in experts.values() for i in one.layers})
-    reason = _why_not_fold(model, layers, positions, operation, gate, decoder_layers)
+    bank, model = steering.bank, steering.model
+    reason = _why_not_fold(model, bank, positions, decoder_layers)
     if reason is None:
-        return "fold"
+        # Beside a bias that is there a slot costs less than the sum of both in every pass.
+        own = mode == "auto" and _have_biases(model, bank.layers, decoder_layers)
+        return "slot" if own else "fold"
     if mode == "fold":
         raise ValueError(f'mode="fold" cannot serve this: {reason}; use mode="slot" or "auto"')
     return "slot"
 
 
-def _why_not_fold(model, layers, positions, operation, gate, decoder_layers) -> str | None:
-    from ._foldable import why_not_foldable
-    from .models import find_decoder
+def require_distinct(decoder: Any, layers: Sequence[int]) -> None:
+    """Every steered layer is a module of its own.
 
-    if operation != "add" or gate is not None:
+    Raises:
+        ValueError: with the places where the same one stands.
+    """
+    for i in layers:
+        places = [j for j, other in enumerate(decoder.layers) if other is decoder.layers[i]]
+        if len(places) > 1:
+            raise ValueError(
+                f"layers {places} of {decoder.layers_path} are one and the same module, so a "
+                f"vector at layer {i} would be added at each of them; give the model a copy "
+                "(copy.deepcopy) at each place, or steer other layers"
+            )
+
+
+def _why_not_fold(
+    model: nn.Module, bank: Bank, positions: Positions, decoder_layers: str | None
+) -> str | None:
+    if bank.operation != "add" or bank.gate is not None:
         return "only an ungated addition is a bias"
     if not isinstance(positions, str) or positions != "all":
         return 'only positions="all" is a bias'
-    for index in layers:
+    for index in bank.layers:
         layer = find_decoder(model, decoder_layers).layers[index]
         if "forward" in layer.__dict__ and not hasattr(
             layer, "_hf_hook"
@@ -117,6 +132,10 @@ def _why_not_fold(model, layers, positions, operation, gate, decoder_layers) -> 
         if reason := why_not_foldable(model, index, decoder_layers):
             return reason
     return None
+
+
+def _have_biases(model: nn.Module, layers: Sequence[int], decoder_layers: str | None) -> bool:
+    return any(last_linear(model, i, decoder_layers).bias is not None for i in layers)
 
 
 def checked_prompt_length(length: Any) -> int | Tensor | None:
@@ -160,9 +179,7 @@ def resolved_strength(strength: Any, experts: Mapping[Any, SteeringVectors], ope
                 "were calibrated one by one; calibrate their sum, or give a number"
             )
         return _stored_strength(next(iter(experts.values())), operation)
-    if not abs(float(strength)) < float("inf"):
-        raise ValueError(f"strength must be a finite number, came {strength}")
-    return float(strength)
+    return finite_number("strength", strength)
 
 
 def _stored_strength(vectors: SteeringVectors, operation: str) -> float:

@@ -6,6 +6,7 @@ choice of vectors per sequence costs a copy and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .artifacts import require_finite
 from .vectors import SteeringVectors
+
+# The square of such a norm still is a number in single precision, in which models take norms.
+MOST_ADDED = 1e19
 
 
 @dataclass
@@ -54,8 +57,22 @@ class Gate:
             raise ValueError(
                 f"Gate vectors must be SteeringVectors, came {type(self.vectors).__name__}"
             )
-        if not abs(float(self.threshold)) < float("inf"):
-            raise ValueError(f"Gate threshold must be a finite number, came {self.threshold}")
+        object.__setattr__(self, "threshold", finite_number("Gate threshold", self.threshold))
+
+
+def finite_number(name: str, value: Any) -> float:
+    """``value`` as a float.
+
+    Raises:
+        ValueError: something that is no number (text, ``None``, a list), or not finite.
+    """
+    try:
+        number = float("nan") if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
+        number = float("nan")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, came {value!r}")
+    return number
 
 
 class Bank:
@@ -84,6 +101,12 @@ class Bank:
         idle = self.strength == 0.0 and self.operation != "clamp"
         return idle or not bool(self.rows.any())
 
+    @property
+    def amplifies(self) -> bool:
+        """Whether states grow from layer to layer by a factor that nobody knows beforehand."""
+        strongest = abs(self.strength) * float(self.factors.abs().max())
+        return self.operation == "remove" and strongest > 2  # up to there none gets longer
+
     def set_rows(self, choice: Sequence[Any] | None, strengths: Sequence[float] | None) -> None:
         """See `Steering.set_rows`. Nothing is changed when it raises."""
         if choice is None:
@@ -102,11 +125,10 @@ class Bank:
 
     def snapshot(self) -> tuple:
         """What `restore` takes back."""
-        return self.experts, self.strength, self.rows, self.factors
+        return self.experts, self.strength, self.rows, self.factors, self.sequences
 
     def restore(self, snapshot: tuple) -> None:
-        self.experts, self.strength, self.rows, self.factors = snapshot
-        self.sequences = len(self.rows)
+        self.experts, self.strength, self.rows, self.factors, self.sequences = snapshot
         self._refill()
 
     def buffers(self, layer: int, device: torch.device, wide: torch.dtype) -> Buffers:
@@ -149,6 +171,8 @@ class Bank:
         weights = [self._weights(entry) for entry in choice]
         if strengths is None:
             strengths = [1.0] * len(weights)
+        if not isinstance(strengths, (Sequence, Tensor)) or isinstance(strengths, (str, bytes)):
+            raise ValueError(f"strengths must be a list of one number per row, came {strengths!r}")
         if len(strengths) != len(weights):
             raise ValueError(
                 f"strengths must hold one number for each of {len(weights)} rows, came "
@@ -157,11 +181,10 @@ class Bank:
         most = max(1, *(len(w) for w in weights))
         rows = torch.zeros(len(weights), most, dtype=torch.int32, device="cpu")
         factors = torch.zeros(len(weights), most, dtype=torch.float64, device="cpu")
+        strengths = [finite_number(f"strengths[{b}]", one) for b, one in enumerate(strengths)]
         for b, (own, strength) in enumerate(zip(weights, strengths)):
             for s, (row, weight) in enumerate(own.items()):
-                rows[b, s], factors[b, s] = row, weight * float(strength)
-        if not bool(torch.isfinite(factors).all()):
-            raise ValueError("strengths of the rows must be finite numbers")
+                rows[b, s], factors[b, s] = row, weight * strength
         return rows, factors
 
     def _weights(self, entry: Any) -> dict[int, float]:
@@ -169,7 +192,10 @@ class Bank:
         if entry is None:
             return {}
         if isinstance(entry, Mapping):
-            return {self._row(name): float(strength) for name, strength in entry.items()}
+            return {
+                self._row(name): finite_number(f"rows: the strength of {name!r}", strength)
+                for name, strength in entry.items()
+            }
         names = entry if isinstance(entry, (list, tuple)) else [entry]
         return {self._row(name): 1.0 for name in names}
 
@@ -180,11 +206,20 @@ class Bank:
         return names.index(name) + 1
 
     def _check(self, experts: Mapping, strength: float, factors: Tensor) -> None:
+        """Nothing that makes states too long for the norms that follow them."""
         largest = float(factors.abs().max()) * abs(strength)
+        total = 0.0
         for vectors in experts.values():
             for layer in vectors.layers:
-                added = largest * vectors.displacement(layer)
-                require_finite(f"strength * scale * vector at layer {layer}", added)
+                norm = largest * float(vectors.displacement(layer).double().norm())
+                total += norm
+                if not total < MOST_ADDED:
+                    raise ValueError(
+                        f"strength {strength:g} adds a norm of {norm:.3g} at layer {layer} (up to "
+                        f"there {total:.3g} in all); beyond {MOST_ADDED:g} the squares that "
+                        "the model's norms take are not finite, and its logits may all be zero; "
+                        "lower the strength"
+                    )
 
     def _shared(self, device: torch.device, wide: torch.dtype) -> dict[str, Tensor]:
         """What the layers read alike, as another one has it: compiled passes check it once."""

@@ -20,6 +20,7 @@ class BlockReader:
 
     Attributes:
         states: ``[L, N, D]`` on the CPU in ``dtype``; complete once every example was read.
+        before: positions of the last pass that stood before its texts, as soft prompts do.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class BlockReader:
         self._decoder, self._layers, self._dtype = decoder, layers, dtype
         self._kept, self._examples, self._first = kept, examples, first
         self._found: dict[int, Tensor] = {}
+        self.before = 0
         self.states: Tensor | None = None
 
     @contextmanager
@@ -72,7 +74,7 @@ class BlockReader:
             if hasattr(hidden, "full_tensor"):  # a DTensor, spread along tokens or width
                 hidden = hidden.full_tensor()
             shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
-            if not isinstance(hidden, Tensor) or shape[:-1] != tuple(self._mask.shape):
+            if not self._over_the_batch(hidden):
                 raise ValueError(
                     f"layer {layer} ({type(module).__name__}) must return hidden states "
                     f"[{self._mask.shape[0]}, {self._mask.shape[1]}, width], came {shape}; name "
@@ -83,9 +85,18 @@ class BlockReader:
                     f"layer {layer} ran twice in one forward pass, so it has no single state; "
                     "name another list of layers with decoder_layers=..."
                 )
-            self._found[layer] = self._select(hidden)
+            self._found[layer] = self._select(hidden[:, self.before :])
 
         return keep
+
+    def _over_the_batch(self, hidden: Any) -> bool:
+        """Whether these are states of every token, and what stands before is what it was."""
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+            return False
+        before = hidden.shape[1] - self._mask.shape[1]
+        if not self._found:
+            self.before = before
+        return hidden.shape[0] == self._mask.shape[0] and before == self.before >= 0
 
     def _select(self, hidden: Tensor) -> Tensor:
         """From ``[B, T, D]`` to ``[B, D]``, always a copy."""

@@ -50,8 +50,9 @@ def watch(steering: Steering, modules: list[nn.Module]) -> None:
             setattr(module, _NAME, CheckpointedPass(steering, function))
 
 
-def unwatch(modules: list[nn.Module]) -> None:
+def unwatch(steering: Steering, modules: list[nn.Module]) -> None:
+    """Take its own stand-ins away, not those of a steering that came after it."""
     for module in modules:
         function = module.__dict__.get(_NAME)
-        if isinstance(function, CheckpointedPass):
+        if isinstance(function, CheckpointedPass) and function.steering is steering:
             setattr(module, _NAME, function.original)

@@ -87,7 +87,10 @@ def _config(model: nn.Module) -> Any:
     if hasattr(old, "rope_parameters"):
         settings["rope_parameters"] = rope
     else:  # before transformers 5
-        settings |= {"rope_theta": old.rope_theta, "rope_scaling": old.rope_scaling}
+        settings |= {
+            "rope_theta": old.rope_theta,
+            "rope_scaling": getattr(old, "rope_scaling", None),
+        }
     target = _target_name(old)
     if target == "SmolLM3":
         settings |= {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ _TEXT_CONFIG_NAMES = ("text_config", "llm_config", "language_config")
 
 
 class DecoderNotFoundError(ValueError):
-    """The decoder layers cannot be told from the model's structure; name them yourself."""
+    """The decoder layers cannot be told from the model's structure, or the model has none."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,12 @@ def find_decoder(model: nn.Module, layers: str | None = None) -> DecoderLayers:
 
     Raises:
         DecoderNotFoundError: no list or several fit, or ``layers`` does not name one; the
-            message shows every list of modules in the model.
+            message shows every list of modules in the model. An encoder-decoder, whatever
+            ``layers`` says.
+        ValueError: no model at all.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
+    require_decoder_only(model)
     if layers is not None:
         return _described(model, layers, _named_list(model, layers))
     depth = config_depth(model)
@@ -75,14 +79,82 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model behind `torch.compile` and behind what shares it out over devices or processes.
+
+    Raises:
+        ValueError: no model.
+    """
+    if not isinstance(model, nn.Module):
+        inside = isinstance(getattr(model, "model", None), nn.Module)
+        way = "pass the model inside it, its attribute model" if inside else "load it first"
+        raise ValueError(f"model must be a torch.nn.Module, came {type(model).__name__}; {way}")
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    return model
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    return getattr(model, "_orig_mod", None)
+
+
+def require_one_copy(model: Any) -> None:
+    """Refuse what copies the model at every pass, where nothing that is put into it would go along.
+
+    Raises:
+        ValueError: `torch.nn.DataParallel` over several devices.
+    """
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise ValueError(
+                f"model: nn.DataParallel over devices {model.device_ids} copies its module at "
+                "every pass, and copies would not be steered; pass model.module and run that, or "
+                "use DistributedDataParallel"
+            )
+        model = _wrapped(model)
+
+
+def require_decoder_only(model: nn.Module) -> None:
+    """Refuse encoder-decoders, whose decoder does not run over the tokens that are given.
+
+    Raises:
+        DecoderNotFoundError: the model's configuration says that it is one.
+    """
+    model = unwrapped(model)
+    configs = getattr(model, "config", None), text_config(model)
+    if any(getattr(config, "is_encoder_decoder", False) is True for config in configs):
+        raise DecoderNotFoundError(
+            f"model: {type(model).__name__} is an encoder-decoder. Its encoder reads the text and "
+            "its decoder other tokens, so that no decoder layer has a state at the text's tokens "
+            "and a prompt has no places in it; pass a decoder-only language model, such as "
+            "AutoModelForCausalLM loads"
+        )
+
+
 def text_config(model: nn.Module) -> Any:
     """The configuration of the language model part; ``None`` for a model without one."""
-    config = getattr(uncompiled(model), "config", None)
+    config = getattr(unwrapped(model), "config", None)
     for name in _TEXT_CONFIG_NAMES:
         nested = getattr(config, name, None)
         if nested is not None and not isinstance(nested, dict):
             return nested
     return config
+
+
+def way_to_width(model: nn.Module) -> str:
+    """How to come by a model that tells its width, for one that does not."""
+    if getattr(model, "config", None) is not None:
+        return "set model.config.hidden_size to the width of its decoder layers' outputs"
+    inside = {path: m for path, m in model.named_modules() if getattr(m, "config", None)}
+    if inside:
+        named = (f"model.{p}, a {type(m).__name__}" for p, m in _outermost(inside).items())
+        return f"pass the model inside it, {' or '.join(named)}, whose layers are the same modules"
+    return (
+        "give it a configuration, model.config = types.SimpleNamespace(hidden_size=...), with the "
+        "width of its decoder layers' outputs"
+    )
 
 
 def config_depth(model: nn.Module) -> int | None:
@@ -120,14 +192,25 @@ def _outermost(lists: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def _inside_decoder(model: nn.Module, lists: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Of several lists those inside what the model calls its decoder, if it names one."""
-    if len(lists) < 2 or not callable(getattr(model, "get_decoder", None)):
+    """Of several lists those inside what the model calls its decoder, or its language model."""
+    if len(lists) < 2:
         return lists
-    try:
-        inside = {id(module) for module in model.get_decoder().modules()}
-    except (AttributeError, NotImplementedError, TypeError):  # exotic models name none
-        return lists
+    inside = {id(module) for part in _decoders(model) for module in part.modules()}
     return {path: module for path, module in lists.items() if id(module) in inside} or lists
+
+
+def _decoders(model: nn.Module) -> Iterator[nn.Module]:
+    if callable(getattr(model, "get_decoder", None)):
+        try:
+            named = model.get_decoder()
+        except (AttributeError, NotImplementedError, TypeError):  # exotic models name none
+            named = None
+        if isinstance(named, nn.Module):
+            yield named
+            return
+    kind = type(text_config(model))
+    if kind is not type(getattr(model, "config", None)):
+        yield from (m for m in model.modules() if type(getattr(m, "config", None)) is kind)
 
 
 def _described(model: nn.Module, path: str, module: nn.Module) -> DecoderLayers:

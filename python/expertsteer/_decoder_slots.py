@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ._caches import find_cache
 from ._checkpointing import watch
 from ._decoder import config_depth
+from ._diagnosis import require_length
 from ._entry import Decoder, Unmovable, all_finite, set_traced_call
 from ._given_positions import POSITIONS, require_copies
 from ._positions import token_mask
 from ._traced import SharedByLayers, handing
-from ._tracing import is_traced
+from ._tracing import is_traced, is_transformed
 from .ops import reference_steer
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class DecoderSlot(Unmovable, Decoder):
         """Tell the quick way what is set."""
         steering, named = self.steering, self.steering.positions
         quick = isinstance(named, str) and steering.watch and not steering.regional
+        quick = quick and not steering.bank.amplifies
         code = POSITIONS.index(named) if quick else -1
         self.expect(code, steering.bank.sequences, len(steering.slots))
         self.off = steering.silent
@@ -55,7 +57,10 @@ class DecoderSlot(Unmovable, Decoder):
         if tokens is None:
             tokens = inputs.get("inputs_embeds")
         if is_traced(tokens):
-            return self.traced(inputs, tokens, args, kwargs)
+            try:
+                return self.traced(inputs, tokens, args, kwargs)
+            finally:
+                self.steering.traced.mask = None
         opened = self._place(tokens, inputs)
         try:
             output = self.original(*args, **kwargs)
@@ -102,7 +107,7 @@ class DecoderSlot(Unmovable, Decoder):
             RuntimeError: it is not so, with the layers.
         """
         steering = self.steering
-        if ran < len(steering.slots):
+        if ran < len(steering.slots) and not self.off:  # by another thread meanwhile
             _require_ran(steering, [i for i, s in steering.slots.items() if s.serial != serial])
         if steering.watch:
             _require_finite(steering, output, inputs)
@@ -161,12 +166,19 @@ class FoldedDecoderSlot(Unmovable):
         self.off, self.first = False, True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or self.off:
+        if self.off:
             return self.original(*args, **kwargs)
-        if self.first:
-            output = self._first(*args, **kwargs)
-        else:
-            output = self.original(*args, **kwargs)
+        if reason := self.steering.why_fold_no_longer():
+            self.steering.leave_fold(reason)
+            return self.steering.decoder.decoder.forward(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.original(*args, **kwargs)
+        here = self.steering.current
+        outer, here.folded = here.folded, True
+        try:
+            output = (self._first if self.first else self.original)(*args, **kwargs)
+        finally:
+            here.folded = outer
         if not self.steering.watch:
             return output
         inputs = dict(zip(self.names, args)) | kwargs if args else kwargs
@@ -232,6 +244,8 @@ def _require_finite(steering: Installed, output: Any, inputs: dict[str, Any]) ->
         steering.diagnose(hidden, inputs)
     elif finite is None:
         steering.watched.add(hidden)
+    elif steering.bank.amplifies:
+        require_length(steering, hidden, inputs)
 
 
 class OpenPass:
@@ -248,13 +262,10 @@ class OpenPass:
         self.steering, self.chosen, self.shape = steering, chosen, shape
         self.here = steering.current
         self.outer, self.here.opened = self.here.opened, self
-        if chosen is True or chosen is False:
-            self.serial = steering.passes.open(chosen, *shape, 0, 0, 0, 0, 0)
-        else:
-            device = chosen.device
-            kind = {"cpu": 1, "cuda": 2}.get(device.type, 0)
-            where = chosen.data_ptr(), *chosen.stride(), kind, device.index or 0
-            self.serial = steering.passes.open(True, *shape, *where)
+        mask = chosen if isinstance(chosen, Tensor) else None
+        if is_transformed(chosen):  # it has no memory to read
+            mask = False
+        self.serial = steering.passes.open(chosen is not False, *shape, mask)
         if steering.regional:
             steering.traced.mask = self.mask
 
@@ -263,7 +274,11 @@ class OpenPass:
         """As operations take it: ``None`` for every token."""
         if self.chosen is True:
             return None
-        return torch.zeros(self.shape, dtype=torch.bool) if self.chosen is False else self.chosen
+        return (
+            torch.zeros(self.shape, dtype=torch.bool, device="cpu")
+            if self.chosen is False
+            else self.chosen
+        )
 
     def close(self) -> None:
         """Done, with what ran in it in ``ran``."""

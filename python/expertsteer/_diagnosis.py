@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ._tracing import unwrapped
+
 if TYPE_CHECKING:
     from ._bank import Bank
     from ._installed import Installed
@@ -29,7 +31,8 @@ class Watched:
             return
         if hidden.is_cuda and torch.cuda.is_current_stream_capturing():
             return  # a graph that is replayed would keep the answer of its capture
-        finite = torch.isfinite(hidden[:, -1]).all()
+        values = unwrapped(hidden)
+        finite = torch.isfinite(values[:, -1] if values is hidden else values).all()
         known = self._finite is not None and self._finite.device == finite.device
         self._finite = finite & self._finite if known else finite
 
@@ -78,6 +81,20 @@ def diagnose(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any]) -> 
     _raise(steering, broken, hidden.dtype)
 
 
+def require_length(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+    """No state was so long that the last norm made zeros of it.
+
+    Raises:
+        RuntimeError: with the strength.
+    """
+    if _real((hidden == 0).all(dim=-1), inputs):
+        raise RuntimeError(
+            f"strength {steering.bank.strength:g} of operation {steering.operation!r} makes states "
+            "so long that the squares in the model's norms are not finite, and its output zero; "
+            "lower the strength"
+        )
+
+
 def _raise(steering: Installed, broken: int | None, dtype: torch.dtype) -> None:
     bank = steering.bank
     before = [i for i in bank.layers if broken is None or i <= broken] or bank.layers
@@ -95,7 +112,7 @@ def _real(bad: Tensor, inputs: Mapping[str, Any]) -> bool:
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2:
         bad = bad & mask[:, -bad.shape[1] :].bool().to(bad.device)
-    return bool(bad.any())
+    return bool(unwrapped(bad).any())
 
 
 def _first_bad_layer(steering: Installed, inputs: Mapping[str, Any]) -> int | None:

@@ -10,19 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ._tracing import RECORDERS, unwrapped
 from .ops.native import _C
 
 if _C is not None:
     Passes, Slot, Decoder = _C.Passes, _C.Slot, _C.DecoderSlot
     set_traced_call = _C.set_traced_call
     QUICK = _C.use_tensor_type(torch.Tensor)
+    _C.use_recorders(*RECORDERS)
 else:
     QUICK = False
 
     class _Thread(threading.local):
-        serial, ran, steers = 0, 0, False
+        serial, ran, steers, unsteered = 0, 0, False, False
 
     class Passes:  # type: ignore[no-redef]
         """The forward pass that is open in each thread."""
@@ -54,7 +56,7 @@ else:
             self.off, self.serial = False, 0
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            if self.off:
+            if self.off or self.passes.here.unsteered:
                 return self.original(*args, **kwargs)
             self.slowly(None)
             output = self.original(*args, **kwargs)
@@ -70,11 +72,19 @@ else:
     class Decoder:  # type: ignore[no-redef]
         """Leaves every pass to ``slowly``."""
 
-        def __init__(self, original: Callable, slowly: Callable, *unused: Any):
+        def __init__(self, original: Callable, slowly: Callable, *given: Any):
             self.original, self.slowly, self.off = original, slowly, False
+            self.passes: Passes = given[-1]
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return (self.original if self.off else self.slowly)(*args, **kwargs)
+            if not self.off:
+                return self.slowly(*args, **kwargs)
+            here = self.passes.here  # unsteered to its end, whatever another thread changes
+            outer, here.unsteered = here.unsteered, True
+            try:
+                return self.original(*args, **kwargs)
+            finally:
+                here.unsteered = outer
 
         def expect(self, *unused: int) -> None:
             """There is no quick way to prepare."""
@@ -85,21 +95,41 @@ else:
 
 def all_finite(hidden: Tensor) -> bool | None:
     """Whether every entry is finite; ``None`` where telling would wait for a device."""
+    hidden = unwrapped(hidden)
     known = _C.all_finite(hidden) if QUICK else None
     if known is None and isinstance(hidden, Tensor) and hidden.device.type == "cpu":
         return bool(torch.isfinite(hidden).all())
     return known
 
 
-class Unmovable:
-    """Stands in for a method of a live model, so it must not travel with a copy of it."""
-
-    def retire(self) -> None:
-        """Whoever keeps it, a wrapper or a graph, sees the original through it from now on."""
-        self.off = self.detached = True
+class Uncopied:
+    """Belongs to one live model, so it must not travel with a copy of it."""
 
     def __deepcopy__(self, memo: Any):
         raise ValueError("a steered model cannot be deep-copied; detach the steering first")
 
     def __reduce_ex__(self, protocol: int):
         raise ValueError("a steered model cannot be pickled; detach the steering first")
+
+
+class Unmovable(Uncopied):
+    """Stands in for a method of a live model."""
+
+    def retire(self) -> None:
+        """Whoever keeps it, a wrapper or a graph, sees the original through it from now on."""
+        self.off = self.detached = True
+
+
+def put_back(owner: nn.Module, name: str, previous: Any, slot: Unmovable) -> None:
+    """Undo a replacement, also where somebody else has wrapped the slot since.
+
+    Harmless when called again, and where the replacement was never made.
+    """
+    slot.retire()
+    if owner.__dict__.get(name) is slot:
+        if previous is None:
+            del owner.__dict__[name]
+        else:
+            owner.__dict__[name] = previous
+    elif owner.__dict__.get(f"_old_{name}") is slot:  # accelerate's hooks, put on after ours
+        owner.__dict__[f"_old_{name}"] = slot.original

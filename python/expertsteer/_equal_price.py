@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._encoding import behind_prompt
 from ._neutral import Divergence, NeutralTexts, neutral_texts
 from .calibrate import BudgetError, Searching, calibrated
 from .comparison import PROMPT, UNSTEERED, ComparisonRow
@@ -176,7 +177,7 @@ class Bench:
                 f"prompts need neutral texts that are measured whole: {kept.truncated} are cut; "
                 "give others, or no prompts"
             )
-        prefixed = [prompt + text for text in kept.of(texts)]
+        prefixed = [behind_prompt(tokenizer, prompt, text) for text in kept.of(texts)]
         whole = neutral_texts(self.model, prefixed, tokenizer)
         if whole.truncated:
             raise ValueError(

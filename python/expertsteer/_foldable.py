@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ._decoder import find_decoder, uncompiled
+from ._decoder import find_decoder, uncompiled, unwrapped
 
 _USE_SLOT = "use mode='slot'"
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -132,7 +132,7 @@ def why_not_foldable(model: nn.Module, layer: int, decoder_layers: str | None = 
         decoder_layers: dotted path of the layer list where it cannot be found by itself.
 
     Dropout between the linear and the residual refuses only a model in training mode: call
-    ``model.eval()`` first, and do not train while folded.
+    ``model.eval()`` first.
 
     Raises:
         ValueError: no decoder layers found, ``layer`` out of range.
@@ -164,6 +164,48 @@ def last_linear(model: nn.Module, layer: int, decoder_layers: str | None = None)
     return walk(block, FOLDABLE[family_of(block)].path)
 
 
+class Link(NamedTuple):
+    """One step on the way from the list of layers to a linear: ``modules[name] is module``."""
+
+    modules: dict[str, Any]
+    name: str
+    module: Any
+
+
+class Ending:
+    """The last linear of one layer, and whether what is added to its bias is still added.
+
+    Raises:
+        ValueError: see `last_linear`.
+    """
+
+    def __init__(self, model: nn.Module, layer: int, decoder_layers: str | None = None):
+        self.linear: Any = last_linear(model, layer, decoder_layers)
+        self._block = block = _layer(model, layer, decoder_layers)
+        self._entry = FOLDABLE[family_of(block)]
+        found = find_decoder(model, decoder_layers)
+        layers = unwrapped(model).get_submodule(found.layers_path)._modules
+        self._chain = [Link(layers, list(layers)[layer], found.layers[layer])]
+        here = block
+        for name in self._entry.path.split("."):
+            self._chain.append(Link(here._modules, name, here._modules[name]))
+            here = uncompiled(here._modules[name])
+        self._dropper = _dropper(block, self._entry.dropout)
+
+    def why_lost(self) -> str | None:
+        """Asked at every pass, so that nothing is looked at twice where all is as it was."""
+        for modules, name, module in self._chain:
+            if modules.get(name) is not module and not self._inside(modules.get(name)):
+                return "its last linear was replaced"
+        if self._block.training or self._dropper.training:
+            return self._entry.unless(self._block) or _dropped(self._block, self._entry.dropout)
+        return None
+
+    def _inside(self, module: Any) -> bool:
+        """Whether the linear is a part of what was put in its place (an adapter)."""
+        return module is not None and any(part is self.linear for part in module.modules())
+
+
 def _layer(model: nn.Module, index: int, decoder_layers: str | None) -> Any:
     found = find_decoder(model, decoder_layers)
     if type(index) is not int or not 0 <= index < len(found):
@@ -176,11 +218,20 @@ def _layer(model: nn.Module, index: int, decoder_layers: str | None) -> Any:
 
 def walk(module: Any, path: str) -> Any:
     """The module or attribute at a dotted path, through what `torch.compile` has wrapped."""
-    return reduce(lambda here, name: uncompiled(getattr(here, name)), path.split("."), module)
+    names = path.split(".") if path else []
+    return reduce(lambda here, name: uncompiled(getattr(here, name)), names, module)
+
+
+def _dropper(block: Any, path: str) -> Any:
+    """The module whose training mode says whether entries are dropped."""
+    if not path:
+        return block
+    dropout = walk(block, path)
+    return dropout if isinstance(dropout, nn.Module) else walk(block, path.rpartition(".")[0])
 
 
 def _dropped(block: Any, path: str) -> str | None:
-    if not path or not block.training:
+    if not path or not _dropper(block, path).training:
         return None
     dropout = walk(block, path)
     rate = dropout.p if isinstance(dropout, nn.Dropout) else dropout
@@ -211,11 +262,15 @@ def _why_not_linear(model: nn.Module, linear: Any) -> str | None:
         return reason
     if "_expertsteer_fold" in linear.__dict__:
         return "its last linear is folded already (remove that fold first)"
-    model = uncompiled(model)
+    model = unwrapped(model)
     modules = (module for _, module in model.named_modules(remove_duplicate=False))
     if sum(module is linear for module in modules) > 1:
         return "its last linear is shared with another part of the model"
     biases = (bias for _, bias in model.named_parameters(remove_duplicate=False))
-    if linear.bias is not None and sum(bias is linear.bias for bias in biases) > 1:
+    if linear.bias is None:
+        return None
+    if sum(bias is linear.bias for bias in biases) > 1:
         return "the bias of its last linear is shared with another part of the model"
+    if "forward" in linear.__dict__:
+        return "the forward of its last linear was replaced, and may not read its bias"
     return None

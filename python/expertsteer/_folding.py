@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear as linear_sum
 
-from ._foldable import last_linear
+from ._entry import Uncopied, Unmovable, put_back
+from ._foldable import Ending
+
+if TYPE_CHECKING:
+    from .steer import Steering
+
+_MARK = "_expertsteer_fold"
 
 
-class Fold:
+class Fold(Uncopied):
     """The bias of one layer's last linear, with contents that change in place.
 
     A linear without a bias gets one of zeros in the type of its weight: a buffer that is not
     saved, so that ``state_dict`` and ``save_pretrained`` of the live model keep their keys and
-    hold the unsteered model. An existing bias stays the parameter it is; what is saved is its
-    value without the vector, and what is loaded is steered from then on.
+    hold the unsteered model.
+
+    A bias that the linear has stays untouched, whatever trains, loads or writes it: the vector is
+    added to it on its way into every pass, a sum of as many numbers as the model is wide.
 
     The vector reaches padding too. The attention mask keeps real tokens from seeing it; the states
     at padding itself do differ from those of a slot.
 
-    Compiled code and CUDA graphs recorded after this constructor see every later ``write``; code
+    Compiled code and CUDA graphs recorded after `install` see every later ``write``; code
     compiled before recompiles once. Inductor's ``freezing``, which copies weights into the
     graph, does not see it.
 
@@ -37,20 +47,17 @@ class Fold:
 
     def __init__(self, model: nn.Module, layer: int, decoder_layers: str | None = None):
         self.layer = layer
-        self.linear: Any = last_linear(model, layer, decoder_layers)
-        self._original: Tensor | None = None
-        self._displacement: Tensor | None = None
-        self._hooks: list[Any] = []
+        self.ending = Ending(model, layer, decoder_layers)
+        self.linear: Any = self.ending.linear
         self._removed = False
-        # A tensor made in inference mode could not be written outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            if self.linear.bias is None:
-                self._add_buffer()
-            else:
-                self._original = _copy(self.linear.bias)
-                self._watch_state_dict()
-        self.width: int = self.linear.bias.shape[0]
-        self.linear.__dict__["_expertsteer_fold"] = self
+        self.place = _NewBias(self.linear) if self.linear.bias is None else _OwnBias(self.linear)
+        self.width: int = self.place.width
+
+    def install(self) -> Fold:
+        """Make the place for the vector, which is zero until `write`."""
+        self.linear.__dict__[_MARK] = self
+        self.place.install()
+        return self
 
     def write(self, displacement: Tensor) -> None:
         """Set what is added to the layer's output at every position.
@@ -62,7 +69,7 @@ class Fold:
         Raises:
             ValueError: another shape or type; entries that are not finite, or are not in the
                 type of the weights. Nothing is changed then.
-            RuntimeError: after `remove`.
+            RuntimeError: after `remove`, or where somebody replaced the bias meanwhile.
         """
         if self._removed:
             raise RuntimeError("this fold was removed; make another one to steer")
@@ -71,73 +78,167 @@ class Fold:
                 f"displacement must be a floating-point tensor [{self.width}] for layer "
                 f"{self.layer}, came {tuple(displacement.shape)} of {displacement.dtype}"
             )
-        bias = self.linear.bias
-        displacement = displacement.detach().cpu()
-        total = rounded_sum(self._original, displacement, bias.dtype)
-        if not bool(total.isfinite().all()):
-            raise ValueError(
-                f"displacement at layer {self.layer}: the bias would not be finite in "
-                f"{bias.dtype}; lower the strength, or use a wider type"
-            )
-        with torch.no_grad():
-            bias.copy_(total)
-        self._displacement = displacement
+        if reason := self.place.why_lost():
+            raise RuntimeError(f"layer {self.layer}: {reason}; detach, and attach again")
+        with torch.inference_mode(False), torch.no_grad():
+            displacement = displacement.detach().cpu()
+            if not bool(self.place.total(displacement).isfinite().all()):
+                raise ValueError(
+                    f"displacement at layer {self.layer}: the bias would not be finite in "
+                    f"{self.place.dtype}; lower the strength, or use a wider type"
+                )
+            self.place.write(displacement)
+
+    def why_no_longer(self) -> str | None:
+        """Why a bias here does not steer the layer any more; ``None`` while it does."""
+        reason = self.place.why_lost() or self.ending.why_lost()
+        return reason and f"layer {self.layer}: {reason}"
 
     def remove(self) -> None:
         """Put the linear back as it was, bit for bit; harmless when called twice."""
-        if self._removed:
-            return
-        for hook in self._hooks:
-            hook.remove()
-        del self.linear.__dict__["_expertsteer_fold"]
-        if self._original is None:
-            del self.linear._buffers["bias"]
-            self.linear.register_parameter("bias", None)
+        if not self._removed:
+            self.place.remove()
+            self.linear.__dict__.pop(_MARK, None)
+            self._removed = True
+
+
+class TrainSlot(Unmovable):
+    """The decoder's ``train`` where vectors are biases: dropout would drop them from now on.
+
+    Each pass looks as well, but one that is compiled could no longer go over to slots then.
+    """
+
+    def __init__(self, steering: Steering, original: Callable):
+        update_wrapper(self, original)
+        self.steering, self.original, self.off = steering, original, False
+
+    def __call__(self, mode: bool = True) -> Any:
+        module, steering = self.original(mode), self.steering
+        # An error would leave half of the model in the other mode: the next pass raises it.
+        if not self.off and not steering.fixed and (reason := steering.why_fold_no_longer()):
+            steering.leave_fold(reason)
+        return module
+
+
+class _NewBias:
+    """A buffer as the bias of a linear that has none.
+
+    Both ways the one of the two names that counts is changed in one step, so that a pass of another
+    thread, or whoever is interrupted, never finds a linear without either.
+    """
+
+    def __init__(self, linear: Any):
+        self.linear = linear
+        weight = linear.weight
+        self.width: int = weight.shape[0]  # Conv1D always has a bias, so the rows are the outputs
+        # A tensor made in inference mode could not be written outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._zeros = torch.zeros(self.width, dtype=weight.dtype, device=weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.linear.bias.dtype
+
+    def install(self) -> None:
+        linear = self.linear
+        linear._non_persistent_buffers_set.add("bias")
+        linear._buffers["bias"] = self._zeros
+        linear._parameters.pop("bias", None)  # a parameter would be found first
+
+    def remove(self) -> None:
+        linear = self.linear
+        if linear._parameters.get("bias") is None:  # else it was given one of its own
+            linear._parameters["bias"] = None
+            linear._buffers.pop("bias", None)
+            linear._non_persistent_buffers_set.discard("bias")
+
+    def why_lost(self) -> str | None:
+        own, ours = self.linear._parameters.get("bias"), self.linear._buffers.get("bias")
+        return None if own is None and ours is not None else "its last linear got another bias"
+
+    def total(self, displacement: Tensor) -> Tensor:
+        return displacement.to(self.dtype)
+
+    def write(self, displacement: Tensor) -> None:
+        self.linear.bias.copy_(self.total(displacement))
+
+
+class _OwnBias:
+    """The vector beside the bias that a linear has."""
+
+    def __init__(self, linear: Any):
+        self.linear = linear
+        self.width: int = linear.bias.shape[0]
+        self._stand_in = _SummedForward(linear)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.linear.bias.dtype
+
+    def install(self) -> None:
+        self.linear.__dict__["forward"] = self._stand_in
+
+    def remove(self) -> None:
+        put_back(self.linear, "forward", None, self._stand_in)
+
+    def why_lost(self) -> str | None:
+        return "its last linear lost its bias" if self.linear.bias is None else None
+
+    def total(self, displacement: Tensor) -> Tensor:
+        return rounded_sum(self.linear.bias.detach().cpu(), displacement, self.dtype)
+
+    def write(self, displacement: Tensor) -> None:
+        # -0.0 is the one number that leaves every other its bits.
+        added = torch.where(displacement == 0, -0.0, displacement)
+        added = added.to(self.linear.bias.device, _wide(self.dtype))
+        kept = self._stand_in.added
+        if (kept.dtype, kept.device) == (added.dtype, added.device):
+            kept.copy_(added)
         else:
-            self._restore_bias()
-        self._removed = True
-
-    def _add_buffer(self) -> None:
-        weight = self.linear.weight
-        # Conv1D always has a bias, so the rows are the outputs here.
-        zeros = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-        del self.linear._parameters["bias"]
-        self.linear.register_buffer("bias", zeros, persistent=False)
-
-    def _watch_state_dict(self) -> None:
-        # torch marks a hook of the state dict by an attribute, which a bound method cannot have.
-        self._hooks = [
-            self.linear.register_state_dict_post_hook(partial(Fold._saved, self)),
-            self.linear.register_load_state_dict_pre_hook(self._before_load),
-            self.linear.register_load_state_dict_post_hook(self._after_load),
-        ]
-
-    def _saved(self, linear: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        steered = state[f"{prefix}bias"]
-        state[f"{prefix}bias"] = self._original.to(steered.device, steered.dtype)
-
-    def _before_load(self, *arguments: Any) -> None:
-        # A checkpoint without this bias must not leave the steered one as the original.
-        self._restore_bias()
-
-    def _after_load(self, *arguments: Any) -> None:
-        self._original = _copy(self.linear.bias)
-        if self._displacement is not None:
-            self.write(self._displacement)
-
-    def _restore_bias(self) -> None:
-        with torch.no_grad():
-            self.linear.bias.copy_(self._original)
-
-    def __deepcopy__(self, memo: Any):
-        raise ValueError("a steered model cannot be deep-copied; detach the steering first")
-
-    def __reduce__(self):
-        raise ValueError("a steered model cannot be pickled; detach the steering first")
+            self._stand_in.added = added
 
 
-def _copy(bias: Tensor) -> Tensor:
-    return bias.detach().to("cpu", copy=True)
+class _SummedForward(Unmovable):
+    """The forward of a linear, with the vector added to its bias."""
+
+    def __init__(self, linear: Any):
+        self.linear, self.original = linear, linear.forward
+        self.function = _FUNCTIONS[type(linear).__name__]
+        self.off = False
+        bias = linear.bias
+        with torch.inference_mode(False), torch.no_grad():
+            shape, dtype = bias.shape, _wide(bias.dtype)
+            self.added = torch.full(shape, -0.0, dtype=dtype, device=bias.device)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        if self.off:
+            return self.original(states)
+        bias, weight = self.linear.bias, self.linear.weight
+        if self.added.device != bias.device:  # the model was moved
+            self.added = self.added.to(bias.device)
+        return self.function(states, weight, (bias + self.added).to(bias.dtype))
+
+
+def _conv1d(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Transformers' ``Conv1D``, whose weight is ``[inner, d]``."""
+    flat = torch.addmm(bias, states.reshape(-1, states.shape[-1]), weight)
+    return flat.reshape(*states.shape[:-1], -1)
+
+
+def _falcon(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Falcon rounds the product before it adds the bias."""
+    return states @ weight.T + bias
+
+
+_FUNCTIONS: dict[str, Callable] = {
+    "Linear": linear_sum,
+    "Conv1D": _conv1d,
+    "FalconLinear": _falcon,
+}
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rounded_sum(original: Tensor | None, displacement: Tensor, dtype: torch.dtype) -> Tensor:

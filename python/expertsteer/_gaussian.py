@@ -105,7 +105,7 @@ def _codes(layers: Layers, halves: tuple[Tensor, Tensor], wanted: Wanted) -> lis
     """
     coded: list[list[Tensor]] = [[], []]
     for index, states in enumerate(layers):
-        name = f"{layers.name}[{index}]"
+        name = layers.label(index)
         parts = [centre(states.index_select(0, half.to(states.device))) for half in halves]
         for held, fitted in ((0, 1), (1, 0)):
             axes = components(*parts[fitted], wanted, states, name)

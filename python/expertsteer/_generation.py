@@ -6,12 +6,14 @@ import importlib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._forward import _input_device, evaluating
+from ._decoder import require_decoder_only, unwrapped
+from ._forward import before_text, evaluating, input_device
 from ._progress import progress
 from ._task_rows import TaskError
 from ._tensors import as_tensor
@@ -32,18 +34,23 @@ def generate_texts(
 ) -> list[str]:
     """What the model, as it is, writes behind each row of token ids, greedily.
 
-    Rows are padded on the left and masked. Special tokens are left out of the text, which ends
-    before the first of the texts ``stop``.
+    Rows are padded on the left and masked; where the model has a soft prompt, padding would stand
+    between it and the text, and only rows of one length share a batch. Special tokens are left out
+    of the text, which ends before the first of the texts ``stop``.
     """
+    require_decoder_only(model)
+    model = unwrapped(model)
     texts = [""] * len(rows)
     batches, ends = length_batches(list(map(len, rows)), batch_size), _ends(model)
+    if any(before_text(model)):
+        batches = [same for batch in batches for same in _of_one_length(batch, rows)]
     with torch.inference_mode(), evaluating(model):
         for batch in progress(batches, bar or "", bar is not None):
             ids, mask = _left_padded([rows[i] for i in batch])
             options: dict[str, Any] = {}
             if stop:
                 options["stopping_criteria"] = [_Stopped(tokenizer, ids.shape[1], stop)]
-            device = _input_device(model)
+            device = input_device(model)
             written = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -57,6 +64,11 @@ def generate_texts(
                 row = row[: next((k for k, token in enumerate(row) if token in ends), None)]
                 texts[i] = before_stop(tokenizer.decode(row, skip_special_tokens=True), stop)
     return texts
+
+
+def _of_one_length(batch: Sequence[int], rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """A batch in parts whose rows need no padding; the batch goes from long to short."""
+    return [list(part) for _, part in groupby(batch, key=lambda i: len(rows[i]))]
 
 
 def before_stop(written: str, stop: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ def checked_positions(positions: Any) -> Positions:
     given = positions
     if isinstance(positions, (list, tuple)) and len(positions):
         try:
-            given = torch.as_tensor(positions)
+            given = torch.as_tensor(positions, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             given = None  # ragged, or no numbers
     if isinstance(given, Tensor) and given.numel() and given.ndim == 2:
@@ -71,7 +71,8 @@ def tokens_at(indices: Iterable[int] | Iterable[Iterable[int]]) -> Tensor:
             )
     if not numbers:
         raise ValueError(f"indices must name at least one token of one sequence, came {rows!r}")
-    mask = torch.zeros(len(rows), max(map(int, numbers)) + 1, dtype=torch.bool)
+    length = max(map(int, numbers)) + 1
+    mask = torch.zeros(len(rows), length, dtype=torch.bool, device="cpu")
     for row, own in zip(mask, rows):
         row[[int(index) for index in own]] = True
     return mask

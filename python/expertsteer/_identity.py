@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ._decoder import uncompiled
+from ._decoder import unwrapped
 from ._reading import reading
 from .models import describe
 
@@ -20,10 +20,12 @@ def identity(model: nn.Module, decoder_layers: str | None = None) -> dict[str, A
     """`describe`, and a ``fingerprint`` of the weights where they were loaded from a folder.
 
     Two folders with equal weights are one model. A model from the Hub is told by its revision,
-    one that was never saved by samples of its parameters. Weights that were changed in memory
-    after loading are not looked at.
+    one that was never saved, or that carries adapters or soft prompts, by samples of its
+    parameters. Weights that were changed in memory after loading are not looked at.
     """
     about = describe(model, decoder_layers)
+    if _adapted(model):  # the name is the base model's, with any adapter
+        return about | {"fingerprint": _of_parameters(model)}
     folder = Path(about["name"]) if about["name"] else None
     if folder is not None and folder.is_dir():
         return about | {"fingerprint": _of_files(folder)}
@@ -36,6 +38,11 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     if one.get("fingerprint") is None:
         names.insert(0, "name")
     return [name for name in names if one.get(name) != other.get(name)]
+
+
+def _adapted(model: nn.Module) -> bool:
+    """Whether PEFT is around the model or inside it."""
+    return any(type(m).__module__.partition(".")[0] == "peft" for m in model.modules())
 
 
 def _of_files(folder: Path) -> str | None:
@@ -55,7 +62,7 @@ def _of_files(folder: Path) -> str | None:
 
 def _of_parameters(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, parameter in uncompiled(model).named_parameters():
+    for name, parameter in unwrapped(model).named_parameters():
         digest.update(f"{name}:{tuple(parameter.shape)};".encode())
         if parameter.device.type == "meta" or hasattr(parameter, "full_tensor"):
             continue

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ._bank import Bank
 from ._decoder_slots import DecoderSlot, FoldedDecoderSlot, OpenPass
-from ._diagnosis import Watched
-from ._entry import Passes
-from ._folding import Fold
+from ._diagnosis import Watched, diagnose
+from ._entry import Passes, Uncopied, put_back
+from ._folding import Fold, TrainSlot
 from ._given_positions import Positions
 from ._outer_slots import CONTINUOUS, ContinuousSlot, GenerateSlot, OuterSlot, prepares_inputs
 from ._positions import Outer
@@ -24,9 +24,15 @@ from ._traced import TracedPositions
 
 
 class _Thread(threading.local):
-    """What one thread's running ``generate`` and forward pass have told."""
+    """What one thread's running ``generate`` and forward pass have told.
+
+    Attributes:
+        folded: the pass began while the vectors were biases; slots that take over before it has
+            ended steer the rest of its layers as the biases did, at all positions.
+    """
 
     def __init__(self) -> None:
+        self.folded = False
         self.prompt = Prompt()
         self.silent_start = False  # nothing was steered when the running ``generate`` began
         self.outer: Outer | None = None
@@ -34,11 +40,18 @@ class _Thread(threading.local):
         self.told: tuple[int, int] | None = None
 
 
-class Installed:
+_STEERING = "_expertsteer_steering"  # under which a steered module knows its steering
+
+
+class Installed(Uncopied):
     """Slots or folds in a model, and what they share.
 
+    Whatever is to be put back is written down before it is changed, and every step back can be
+    taken twice: who was interrupted takes them all again.
+
     Attributes:
-        bank: the vectors; slots, folds: by layer; mode: ``"fold"`` or ``"slot"``.
+        bank: the vectors; slots, folds: by layer; mode: ``"fold"`` or ``"slot"``, chosen once the
+            model is reserved; complete: all of it is in place.
         passes, current: the forward pass of each thread, for the slots in C and in Python.
         traced: positions as compiled passes read them.
         silent: nothing can change, so that slots do not run at all.
@@ -52,9 +65,9 @@ class Installed:
             model, one string because a graph checks a string with one comparison.
     """
 
-    def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str, mode: str):
+    def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str):
         self.model, self.decoder, self.bank, self.backend = model, decoder, bank, backend
-        self.operation, self.mode = bank.operation, mode
+        self.operation, self.mode = bank.operation, "slot"
         self.slots: dict[int, LayerSlot] = {}
         self.folds: dict[int, Fold] = {}
         self.placing: DecoderSlot | None = None
@@ -67,22 +80,49 @@ class Installed:
         can = getattr(model, "can_generate", None)
         self.alone = not hasattr(model, "generate") or (callable(can) and not can())
         self.checkpointed = [decoder.decoder, *decoder.layers]
-        self._restore: list[tuple[nn.Module, str, Any, Any]] = []
+        self.complete, self._restore = False, list[tuple[nn.Module, str, Any, Any]]()
         self.positions: Positions = "all"
         self.prompt_length: int | Tensor | None = None
+
+    def reserve(self) -> None:
+        """Take the model; of several threads that ask at once one is given it.
+
+        Raises:
+            ValueError: it, or its decoder, is taken.
+        """
+        for module in self._reserved():
+            if module.__dict__.setdefault(_STEERING, self) is not self:
+                raise ValueError(
+                    "this model is already steered; leave the other attach first "
+                    "(expertsteer.detach(model) where its object was lost), or attach several "
+                    "vectors at once (a list of them)"
+                )
+
+    def release(self) -> None:
+        """Leave the model to others."""
+        for module in self._reserved():
+            if module.__dict__.get(_STEERING) is self:
+                del module.__dict__[_STEERING]
+
+    def _reserved(self) -> tuple[nn.Module, nn.Module]:
+        return self.decoder.decoder, self.model
 
     def install(self) -> None:
         if self.mode == "fold":
             self._install_folds()
         else:
             self._install_slots()
-        self.filled()
+        self.fill()
+        self.complete = True
 
     def _install_folds(self) -> None:
         for layer in self.bank.layers:
-            self.folds[layer] = Fold(self.model, layer, self.decoder.layers_path)
+            fold = Fold(self.model, layer, self.decoder.layers_path)
+            self.folds[layer] = fold  # known before it changes anything
+            fold.install()
         decoder = self.decoder.decoder
         self._replace(decoder, "forward", FoldedDecoderSlot(self, decoder.forward))
+        self._replace(decoder, "train", TrainSlot(self, decoder.train))
         self._replace_generate()
 
     def _install_slots(self) -> None:
@@ -118,17 +158,8 @@ class Installed:
             if hasattr(self.model, name):
                 self._replace(self.model, name, ContinuousSlot(self, getattr(self.model, name)))
 
-    def filled(self, before: tuple | None = None) -> None:
-        """What follows a change of the bank's contents; a refusal goes back to a snapshot."""
-        try:
-            self._fill()
-        except ValueError:
-            if before is not None:
-                self.bank.restore(before)
-                self._fill()
-            raise
-
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """What follows a change of the bank's contents."""
         self.silent = self.bank.silent
         for layer, fold in self.folds.items():
             fold.write(self.bank.displacement(layer))
@@ -138,14 +169,22 @@ class Installed:
         if self.placing is not None:
             self.placing.prepare()
 
+    def why_fold_no_longer(self) -> str | None:
+        """Why biases do not steer the next pass, though they did so far; ``None`` where they do."""
+        for fold in self.folds.values():
+            if reason := fold.why_no_longer():
+                return reason
+        return None
+
     def put_back(self) -> None:
-        """Everything as it was."""
+        """Everything as it was; harmless when called twice."""
+        self.complete = False
         for owner, name, previous, slot in reversed(self._restore):
-            _put_back(owner, name, previous, slot)
-        self._restore.clear()
+            put_back(owner, name, previous, slot)
         for fold in self.folds.values():
             fold.remove()
-        self.folds.clear()
+        self._restore.clear()
+        self.folds = {}  # a pass of another thread may be going through the old one
 
     @contextmanager
     def muted(self) -> Iterator[None]:
@@ -155,16 +194,18 @@ class Installed:
         self.silent = True
         for slot in slots:
             slot.off = True
-        for fold in self.folds.values():
+        folds = self.folds
+        for fold in folds.values():
             fold.write(torch.zeros(self.bank.width, dtype=torch.float32, device="cpu"))
         try:
             yield
         finally:
             self.silent = was[0]
             for slot, off in zip(slots, was[1]):
-                slot.off = off
-            for layer, fold in self.folds.items():
-                fold.write(self.bank.displacement(layer))
+                slot.off = off or slot.detached  # by another thread meanwhile
+            if self.folds is folds:
+                for layer, fold in folds.items():
+                    fold.write(self.bank.displacement(layer))
 
     @contextmanager
     def generating(self, prompt: Prompt) -> Iterator[None]:
@@ -218,8 +259,6 @@ class Installed:
 
     def diagnose(self, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
         """Called when states are not finite; raises when steering is what made them so."""
-        from ._diagnosis import diagnose
-
         diagnose(self, hidden, inputs)
 
     def _replace(self, owner: nn.Module, name: str, slot: Any) -> None:
@@ -228,13 +267,7 @@ class Installed:
         owner.__dict__[name] = slot
 
 
-def _put_back(owner: nn.Module, name: str, previous: Any, slot: Any) -> None:
-    """Undo a replacement, also where somebody else has wrapped the slot since."""
-    slot.retire()
-    if owner.__dict__.get(name) is slot:
-        if previous is None:
-            del owner.__dict__[name]
-        else:
-            owner.__dict__[name] = previous
-    elif owner.__dict__.get(f"_old_{name}") is slot:  # accelerate's hooks, put on after ours
-        owner.__dict__[f"_old_{name}"] = slot.original
+def steerings_of(model: nn.Module) -> list[Installed]:
+    """What steers a model, or any part of it."""
+    found = (module.__dict__.get(_STEERING) for module in model.modules())
+    return list({id(one): one for one in found if one is not None}.values())

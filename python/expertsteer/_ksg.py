@@ -79,7 +79,7 @@ def _codes(layers: Layers, wanted: Wanted) -> list[Tensor]:
     codes = []
     for index, states in enumerate(layers):
         rows, mean = centre(states.clone())
-        axes = components(rows, mean, wanted, states, f"{layers.name}[{index}]")
+        axes = components(rows, mean, wanted, states, layers.label(index))
         code = times_rows(rows, axes).double()
         codes.append(code / code.std(dim=0))
     return codes

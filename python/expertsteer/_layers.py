@@ -7,6 +7,7 @@ from disk when it is asked for. Nothing here keeps a layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -27,6 +28,10 @@ class LayerSource(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...
 
 
+# Norms of whole layers between which no square that an estimator takes leaves single precision.
+_USUAL = (1e-15, 1e15)
+
+
 class Shape(NamedTuple):
     layers: int
     examples: int
@@ -41,7 +46,7 @@ class Layers:
     """
 
     def __init__(self, name: str, source: Tensor | HiddenStates | StoredStates | LayerSource):
-        self.name = name
+        self.name, self._given = name, source
         self._source = source.states if isinstance(source, (HiddenStates, StoredStates)) else source
         if not isinstance(self._source, LayerSource):
             raise ValueError(
@@ -64,21 +69,37 @@ class Layers:
         for index in progress(range(self.shape.layers), f"layers of {self.name}"):
             yield self._read(index)
 
+    def label(self, index: int) -> str:
+        """What errors call a layer: by its number in the model too, where that is known."""
+        layers, model = getattr(self._given, "layers", None), getattr(self._given, "model", None)
+        if layers is None:
+            return f"{self.name}[{index}]"
+        whose = (model or {}).get("name") or "an unnamed model"
+        return f"{self.name}[{index}] (layer {layers[index]} of {whose})"
+
     def _read(self, index: int) -> Tensor:
         states = self._source[index]
         if tuple(states.shape) != self.shape[1:] or not states.is_floating_point():
             raise ValueError(
-                f"{self.name}[{index}] must be floating point of shape {self.shape[1:]} like the "
+                f"{self.label(index)} must be floating point of shape {self.shape[1:]} like the "
                 f"first layer, came {tuple(states.shape)} of {states.dtype}"
             )
         states = states.detach()
         wide = states if states.dtype == torch.float64 else states.float()
-        # The column means are wanted soon anyway; only where one is not finite is every entry
-        # looked at, to tell which, or that finite entries merely have a sum too large.
-        if not bool(torch.isfinite(wide.mean(dim=0)).all()):
-            require_finite(f"{self.name}[{index}]", states)
-            wide = wide.double()
+        if not _USUAL[0] < float(torch.linalg.vector_norm(wide)) < _USUAL[1]:
+            require_finite(self.label(index), states)
+            wide = _of_usual_size(wide)
         return wide
+
+
+def _of_usual_size(states: Tensor) -> Tensor:
+    """The same times a power of two, which no information between layers depends on."""
+    largest = float(states.abs().amax())
+    if largest == 0:
+        return states
+    # In two steps, as one factor may be beyond the type.
+    half = -round(math.log2(largest)) / 2
+    return states * 2.0 ** math.floor(half) * 2.0 ** math.ceil(half)
 
 
 def paired(x: Layers, y: Layers) -> int:

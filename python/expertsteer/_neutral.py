@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._forward import evaluating, logits
+from ._encoding import encode
+from ._forward import evaluating, logits, longest
 from ._tensors import as_tensor
 from ._tokens import common_end, length_batches, padded
 
@@ -60,7 +61,7 @@ def neutral_texts(
         ValueError: no texts, texts without a tokenizer, none long enough, token ids that the model
             does not embed.
     """
-    from ._reader import embedded, longest
+    from ._reader import embedded
 
     rows = _token_rows(texts, tokenizer)
     limit = min((n for n in (max_length, longest(model)) if n is not None), default=None)
@@ -91,7 +92,7 @@ def _token_rows(texts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
     if all(isinstance(text, str) for text in texts):
         if tokenizer is None:
             raise ValueError("tokenizer must be given with texts; or give token ids instead")
-        return [list(ids) for ids in tokenizer(list(texts), padding=False)["input_ids"]]
+        return encode(tokenizer, texts)
     if any(isinstance(text, str) for text in texts):
         raise ValueError("texts must all be texts or all be token ids, came a mixture")
     rows = []

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ._encoding import text_tokenizer
+from ._forward import longest
 from ._task_rows import TaskError, split_items
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class TaskOnModel:
     ):
         if type(batch_size) is not int or batch_size < 1:
             raise TaskError(f"batch_size must be a whole number of at least 1, came {batch_size!r}")
+        tokenizer = text_tokenizer(tokenizer)
         self.task, self.model, self.tokenizer = task, model, tokenizer
         self.batch_size, self.progress = batch_size, progress
         self.limit = _limit(model, max_length)
@@ -144,8 +147,6 @@ class TaskOnModel:
 
 
 def _limit(model: nn.Module, max_length: int | None) -> int | None:
-    from ._reader import longest
-
     if max_length is not None and (type(max_length) is not int or max_length < 2):
         raise TaskError(f"max_length must be a whole number of at least 2, came {max_length!r}")
     known: Sequence[int] = [n for n in (max_length, longest(model)) if n is not None]

@@ -42,7 +42,8 @@ class GenerateSlot(Unmovable):
         with steering.generating(prompt):
             output = self.original(*args, **kwargs)
         steering.watched.require_finite(steering.bank)
-        _tell_unsteered(steering, prompt, _written(output, args, kwargs))
+        if not self.off:  # else another thread has put the model back meanwhile
+            _tell_unsteered(steering, prompt, _written(output, args, kwargs))
         return output
 
 

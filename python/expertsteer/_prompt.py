@@ -298,7 +298,7 @@ def _setting(name: str, config: Any, kwargs: Mapping[str, Any]) -> Any:
 def _inferred_mask(prompt: Tensor, config: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
     """The mask that ``generate`` makes up itself: padding tokens, unless they also end texts."""
     pad, end = (_setting(name, config, kwargs) for name in ("pad_token_id", "eos_token_id"))
-    ends = torch.as_tensor([] if end is None else end).flatten().tolist()
+    ends = [] if end is None else torch.as_tensor(end, device="cpu").flatten().tolist()
     if pad is None or pad in ends:
         return None
     return (prompt != pad).long()

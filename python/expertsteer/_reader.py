@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ._blocks import BlockReader
-from ._decoder import DecoderLayers, find_decoder, first_integer, text_config, uncompiled
+from ._decoder import DecoderLayers, find_decoder, unwrapped
+from ._encoding import text_tokenizer
 from ._examples import Example
-from ._forward import evaluating, run_layers, token_embedding
+from ._forward import Watched, evaluating, longest, run_layers, token_embedding
 from ._tokens import (
     kept_tokens,
     length_batches,
@@ -49,9 +51,10 @@ class Reader:
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, came {batch_size!r}")
         require_position(position)
-        self._model, self._tokenizer = uncompiled(model), tokenizer
+        self._model, self._tokenizer = unwrapped(model), text_tokenizer(tokenizer)
         self._found = find_decoder(self._model, decoder_layers)
         _require_weights(self._found)
+        self._decoder_layers = decoder_layers
         self._position, self._batch_size, self._max_length = position, batch_size, max_length
         self.layers = layer_indices(layers, len(self._found))
         self.dtype = floating(dtype, model_dtype(self._model))
@@ -77,17 +80,23 @@ class Reader:
             ValueError: tokens that the model cannot take, a state that is not finite, layers that
                 are no decoder layers.
         """
-        require_fitting(tokens, embedded(self._model), longest(self._model), first)
+        require_fitting(tokens, embedded(self._model), self._longest, first)
         lengths = list(map(len, tokens))
         kept = kept_tokens(lengths, self._position, first)
         reader = BlockReader(self._found, self.layers, self.dtype, kept, len(tokens), first)
-        with torch.no_grad(), evaluating(self._model), reader.installed():
+        watched = Watched(self._model, self._found)
+        with torch.no_grad(), evaluating(self._model), reader.installed(), watched:
             for batch in length_batches(lengths, self._batch_size):
                 ids, mask = padded([tokens[i] for i in batch])
                 with reader.reading(batch, mask):
                     run_layers(self._model, self._found, ids, mask)
+                    watched.require_text_last(ids, reader.before)
                 on_batch(len(batch))
         return reader.states
+
+    @cached_property
+    def _longest(self) -> int | None:
+        return longest(self._model, self._decoder_layers)
 
 
 def _require_weights(found: DecoderLayers) -> None:
@@ -142,8 +151,3 @@ def floating(dtype: torch.dtype | str | None, default: Any) -> Any:
 def embedded(model: nn.Module) -> int | None:
     weight = getattr(token_embedding(model), "weight", None)
     return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
-
-
-def longest(model: nn.Module) -> int | None:
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    return first_integer(text_config(model), names)

@@ -69,7 +69,7 @@ def _grams(layers: Layers) -> Tensor:
         try:
             gram = reference_mi.squared_gaussian_gram(states)
         except ValueError as error:
-            raise ValueError(f"{layers.name}[{index}] {error}") from error
+            raise ValueError(f"{layers.label(index)} {error}") from error
         if grams is None:
             grams = gram.new_empty(layers.shape.layers, n, n, dtype=torch.float32)
         grams[index] = gram

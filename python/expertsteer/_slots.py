@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import ops
 from ._entry import Slot, Unmovable, set_traced_call
 from ._traced import SharedByLayers, handing
-from ._tracing import is_traced
+from ._tracing import is_traced, is_transformed
 from .ops import native_steer, reference_steer
 from .ops.standing import standing
 
@@ -76,7 +76,9 @@ class LayerSlot(Unmovable, Slot):
             if isinstance(output, tuple) and type(output) is not tuple:
                 return output._replace(**{output._fields[0]: steered})
             return type(output)((steered, *output[1:]))
-        if is_traced(output):
+        opened = self.steering.current.opened  # none where the quick way steers every token
+        traced = is_traced(output)
+        if traced and opened is None:
             return self.traced(output)
         if not isinstance(output, Tensor) or output.ndim != 3:
             came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -85,16 +87,18 @@ class LayerSlot(Unmovable, Slot):
             )
         if self.kind != (output.device, output.dtype):
             self._prepare(output.device, output.dtype)
-        opened = self.steering.current.opened  # none where the quick way steers every token
         mask = None if opened is None else opened.mask
         if mask is not None:
             mask = mask.to(output.device)
-        return self._steered(self.function, output, mask)
+        # Who follows would not see a change through a pointer.
+        followed = traced or is_transformed(output)
+        return self._steered(reference_steer.steer if followed else self.function, output, mask)
 
     def _require_pass(self) -> None:
         steering = self.steering
         compiles = torch.compiler.is_compiling() or steering.traced.mask is not None
-        if steering.current.opened is None and not compiles:
+        here = steering.current
+        if here.opened is None and not here.folded and not compiles:
             raise RuntimeError(
                 f"layer {self.index} of a steered model was called outside its decoder's forward, "
                 "where its padding and positions are unknown; call the model, or detach"

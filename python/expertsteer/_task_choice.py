@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from ._encoding import behind_prompt, encode
 from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
 from ._task_rows import Item, Unusable, answer, short, side, text
 from ._tensors import integers
-from .scoring import choice_sequences, encode, log_probabilities, scorable
+from .scoring import choice_sequences, log_probabilities, scorable
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class MultipleChoice(Task):
         return Item(where, prompt, choices[right], choices[right], tuple(choices), right, side(row))
 
     def encoded(self, tokenizer: Any, items: Sequence[Item], prompt: str = "") -> list[Any]:
-        prompts = [prompt + item.prompt for item in items]
+        prompts = [behind_prompt(tokenizer, prompt, item.prompt) for item in items]
         table = [[_joined(item.prompt, self.joiner) + c for c in item.choices] for item in items]
         return list(choice_sequences(tokenizer, prompts, table))
 
@@ -105,7 +106,7 @@ class NextToken(Task):
         return Item(where, prompt, given, given, side=side(row))
 
     def encoded(self, tokenizer: Any, items: Sequence[Item], prompt: str = "") -> list[Any]:
-        prompts = [prompt + item.prompt for item in items]
+        prompts = [behind_prompt(tokenizer, prompt, item.prompt) for item in items]
         table = [[_joined(item.prompt, self.joiner) + item.answer] for item in items]
         return [row[0] for row in choice_sequences(tokenizer, prompts, table)]
 

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ._encoding import behind_prompt, encode
 from ._generation import exact_match, generate_texts, named_scorer
 from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
 from ._task_rows import Item, TaskError, Unusable, answer, items_of_rows, short, side, text
 from ._tensors import integers
-from .scoring import behind, encode, log_probabilities
+from .scoring import behind, log_probabilities
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Generation(Task):
         return Item(where, prompt, given, " | ".join(accepted), side=side(row))
 
     def encoded(self, tokenizer: Any, items: Sequence[Item], prompt: str = "") -> list[Any]:
-        return encode(tokenizer, [prompt + item.prompt for item in items])
+        return encode(tokenizer, [behind_prompt(tokenizer, prompt, i.prompt) for i in items])
 
     def length(self, encoded: Any) -> int:
         return len(encoded) + self.max_new_tokens - 1

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._encoding import encode
 from ._examples import Example
 
 
@@ -34,17 +35,17 @@ def token_ids(
     cut = 0
     for chat in (False, True):
         chosen = [i for i, example in enumerate(contrast) if isinstance(example.text, str) != chat]
-        # The template writes its special tokens itself.
-        options = {"padding": False, "add_special_tokens": not chat}
         texts = [contrast[i].text for i in chosen]
         if chat:
             texts = [_rendered(tokenizer, first + i, contrast[i]) for i in chosen]
-        for i, row in zip(chosen, _encoded(tokenizer, texts, truncation=False, **options)):
+        # A template writes its special tokens itself.
+        for i, row in zip(chosen, encode(tokenizer, texts, special=not chat)):
             rows[i] = row
         if max_length is not None:
             long = [j for j, i in enumerate(chosen) if len(rows[i]) > max_length]
-            options |= {"truncation": True, "max_length": max_length}
-            for j, row in zip(long, _encoded(tokenizer, [texts[j] for j in long], **options)):
+            shorter = [texts[j] for j in long]
+            kept = encode(tokenizer, shorter, special=not chat, max_length=max_length)
+            for j, row in zip(long, kept):
                 rows[chosen[j]] = row
             cut += len(long)
     empty = [i for i, row in enumerate(rows) if not row]
@@ -63,12 +64,6 @@ def warn_of_cut(cut: int, examples: int, max_length: int | None, stacklevel: int
             f"max_length={max_length} cut {cut} of {examples} examples; the rest is not seen",
             stacklevel=stacklevel + 1,
         )
-
-
-def _encoded(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
-    if not texts:
-        return []
-    return [list(row) for row in tokenizer(texts, **options)["input_ids"]]
 
 
 def _rendered(tokenizer: Any, index: int, example: Example) -> str:
@@ -113,7 +108,7 @@ def require_fitting(
         if positions is not None and len(row) > positions:
             raise ValueError(
                 f"contrast: example {i} has {len(row)} tokens, the model's configuration allows "
-                f"{positions} (max_position_embeddings); shorten it, or pass "
+                f"{positions} (max_position_embeddings, less any soft prompt); shorten it, or pass "
                 f"max_length={positions} to cut such examples"
             )
 

@@ -71,7 +71,8 @@ class TracedPositions:
 
     def __init__(self, device: torch.device):
         with torch.inference_mode(False):
-            self.state = torch.tensor([[0, _UNKNOWN, 0, _UNKNOWN]], device=device)
+            none = [0, _UNKNOWN, 0, _UNKNOWN]
+            self.state = torch.tensor([none], dtype=torch.int64, device=device)
         self.given: Positions | None = None
         self.mask: Tensor | None = None
         self.outer_mask: Any = None
@@ -91,13 +92,14 @@ class TracedPositions:
         Args:
             start: tokens in the cache before a prompt that goes into it in one pass, else -1.
         """
-        lengths = torch.as_tensor(_UNKNOWN if length is None else length).view(-1)
-        padding = torch.zeros(1, dtype=torch.int64)
+        lengths = torch.as_tensor(_UNKNOWN if length is None else length, device="cpu").view(-1)
+        starts = torch.full_like(lengths[:1], start)
+        padding = torch.zeros(1, dtype=torch.int64, device="cpu")
         if mask is not None and mask.ndim == 2:
             padding = (mask.bool().cumsum(dim=1) == 0).sum(dim=1)
         kept = self.state
         columns = torch.broadcast_tensors(
-            kept[:1, _MODE], *(x.to(kept) for x in (lengths, padding, torch.tensor([start])))
+            kept[:1, _MODE], *(x.to(kept) for x in (lengths, padding, starts))
         )
         with torch.inference_mode(False):
             state = torch.stack(columns, dim=1)
@@ -112,6 +114,9 @@ class TracedPositions:
         """
         cache = find_cache(inputs)
         offset = 0 if cache is None else counted_tokens(cache)
+        told = inputs.get("cache_position")  # of old releases, whose static caches count wrongly
+        if isinstance(told, Tensor) and told.ndim == 1:
+            offset = told[:1]
         if offset is None:
             raise ValueError(
                 "a compiled steered model needs a cache that knows its length; run this model "

@@ -255,7 +255,11 @@ def _procrustes(encoder: AffineMap, h: Tensor, t: Tensor) -> AffineMap:
     used = encoder.used()
     code, goal = used(h), t.mean(dim=0)
     centre = code.mean(dim=0)
-    rotation = nearest_isometry((code - centre).mT @ (t - goal))
+    code, goals = code - centre, t - goal
+    product = code.mT @ goals
+    if not bool(product.isfinite().all()):  # states whose squares are beyond their type
+        product = code.double().mT @ goals.double()
+    rotation = nearest_isometry(product).to(h)
     # The encoder's own offset need not be the mean of its code (Adam's is trained).
     return used.rotated(rotation, goal + (used.bias - centre) @ rotation)
 

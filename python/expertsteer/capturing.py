@@ -150,13 +150,19 @@ class Team:
 
     @classmethod
     def of(cls, model: nn.Module, ranks: Ranks) -> Team:
-        size = getattr(model, "tp_size", None) or 1
+        size = getattr(model, "tp_size", None) or _spread_over(model)
         if ranks.size % size:
             raise ValueError(
                 f"model is spread over {size} processes, which must divide the {ranks.size} that "
                 "run; start a multiple of them"
             )
         return cls(ranks.rank // size, ranks.size // size, ranks.rank % size == 0)
+
+
+def _spread_over(model: nn.Module) -> int:
+    """Over how many processes the weights are; transformers before 5 does not say otherwise."""
+    meshes = (getattr(p, "device_mesh", None) for p in model.parameters())
+    return next((mesh.size() for mesh in meshes if mesh is not None), 1)
 
 
 def _source(contrast: Any) -> Source:

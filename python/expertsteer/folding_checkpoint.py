@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._bank import finite_number
 from ._conversions import CONVERTED, converted, why_not_converted
-from ._decoder import DecoderLayers, find_decoder, uncompiled
+from ._decoder import DecoderLayers, find_decoder, uncompiled, unwrapped
 from ._foldable import FOLDABLE, family_of, last_linear, walk, why_not_plain
 from ._folding import rounded_sum
+from ._installed import steerings_of
 from .vectors import SteeringVectors
 
 
@@ -70,7 +72,7 @@ def why_not_permanent(model: nn.Module, decoder_layers: str | None = None) -> st
     Raises:
         ValueError: no decoder layers found.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     found = find_decoder(model, decoder_layers)
     family = family_of(found.layers[0])
     if family not in FOLDABLE:
@@ -143,13 +145,14 @@ def fold_permanently(
     """
     if not isinstance(vectors, SteeringVectors):
         raise ValueError(f"vectors must be SteeringVectors, came {type(vectors).__name__}")
-    if not abs(float(strength)) < float("inf"):
-        raise ValueError(f"strength must be a finite number, came {strength}")
-    model = uncompiled(model)
+    strength = finite_number("strength", strength)
+    model = unwrapped(model)
+    if steerings_of(model):
+        raise ValueError("model is steered at the moment; use Steering.fold, or detach it first")
     biases = {
         layer: _new_bias(
             last_linear(model, layer, decoder_layers),
-            float(strength) * vectors.displacement(layer),
+            strength * vectors.displacement(layer),
             layer,
         )
         for layer in vectors.layers

@@ -21,7 +21,9 @@ from typing import Any
 
 from torch import nn
 
-from ._forward import evaluating
+from ._decoder import unwrapped
+from ._encoding import text_tokenizer
+from ._forward import before_text, evaluating, longest, text_logits
 from ._paths import local_path
 from .statistics import PairedTest, paired_test
 from .steer import attach
@@ -97,6 +99,7 @@ def evaluate_lm_eval(
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, came {batch_size!r}")
+    model, tokenizer = unwrapped(model), text_tokenizer(tokenizer)
     names, manager = require_tasks(tasks, include_path, limit)
     seeds = {f"{name}_random_seed": seed for name in ("numpy", "torch", "fewshot")}
     settings = {"limit": limit, "num_fewshot": num_fewshot, "random_seed": seed} | seeds | options
@@ -150,9 +153,11 @@ def live_harness(
     """
     from lm_eval.models.huggingface import HFLM
 
+    kind = HFLM if progress else _silent(HFLM)
+    if any(before_text(model)):
+        kind, max_length = _behind_soft_prompt(kind), max_length or longest(model)
     options = {"batch_size": batch_size, "max_length": max_length, "backend": "causal"}
     options["trust_remote_code"] = False  # the model is here; nothing else is to run
-    kind = HFLM if progress else _silent(HFLM)
     if plain:
         return kind(pretrained=model, tokenizer=tokenizer, **options)
     # Requests that share a context would share a row, though their prompts may end elsewhere.
@@ -173,6 +178,24 @@ def _silent(base: type) -> type:
             return super().generate_until(requests, disable_tqdm=True)
 
     return Silent
+
+
+def _behind_soft_prompt(base: type) -> type:
+    """``HFLM`` for a model that reads something before every text."""
+
+    class Behind(base):
+        def _model_call(self, inps, *args, **kwargs):
+            return text_logits(self.model, super()._model_call(inps, *args, **kwargs), inps)
+
+        def generate_until(self, requests, disable_tqdm=False):
+            # Padding on the left would stand between what is read before a text and the text.
+            together, self.batch_size_per_gpu = self.batch_size_per_gpu, 1
+            try:
+                return super().generate_until(requests, disable_tqdm=disable_tqdm)
+            finally:
+                self.batch_size_per_gpu = together
+
+    return Behind
 
 
 def _masked(base: type) -> type:
@@ -196,7 +219,8 @@ def _masked(base: type) -> type:
                 self.steering.set(prompt_length=prompts)
             try:
                 with torch.no_grad():
-                    return self.model(inps, attention_mask=mask).logits
+                    scores = self.model(inps, attention_mask=mask).logits
+                return text_logits(self.model, scores, inps)
             finally:
                 if self.steering is not None:
                     self.steering.set(prompt_length=None)

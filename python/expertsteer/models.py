@@ -20,7 +20,8 @@ from ._decoder import (
     find_decoder,
     first_integer,
     text_config,
-    uncompiled,
+    unwrapped,
+    way_to_width,
 )
 from ._forward import token_embedding
 from ._paths import local_path
@@ -61,9 +62,13 @@ def capture(
 
     A state is the layer's output: the residual stream after the block, before any final norm.
     Chat messages go through the tokenizer's chat template; when the last message is not the
-    assistant's, the opening of the assistant's turn is appended. The model comes back as it was.
+    assistant's, the opening of the assistant's turn is appended. A text that was rendered before
+    gets no second beginning of sequence. The model comes back as it was.
 
     Args:
+        model: read as it runs, adapters, soft prompts and prefixes included; what stands before
+            the text is never taken for it.
+        tokenizer: of this model; of a processor its tokenizer is used.
         layers: decoder-layer indices counted from 0; every layer by default. The result holds
             them in increasing order.
         position: ``"last"``, the last token that is not padding (special tokens count);
@@ -80,9 +85,10 @@ def capture(
         of the contrast set, whatever the order of the batches.
 
     Raises:
-        ValueError: an argument out of its range, no decoder layers found, messages without a
-            chat template, an example without tokens or longer than the model allows, a position
-            outside an example, a NaN or infinite state (with its layer and example).
+        ValueError: an argument out of its range, no decoder layers found, an encoder-decoder, no
+            tokenizer, messages without a chat template, an example without tokens or longer than
+            the model allows, a position outside an example, a NaN or infinite state (with its layer
+            and example).
     """
     if not isinstance(contrast, ContrastSet):
         raise ValueError(f"contrast must be a ContrastSet, came {type(contrast).__name__}")
@@ -121,7 +127,7 @@ def describe(model: nn.Module, decoder_layers: str | None = None) -> dict[str, A
         ``architecture`` (class name), ``num_layers``, ``hidden_size`` and ``dtype``; ``None``
         for what the model does not tell.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     config = getattr(model, "config", None)
     try:
         depth = len(find_decoder(model, decoder_layers))
@@ -145,11 +151,11 @@ def hidden_size(model: nn.Module) -> int:
     Raises:
         ValueError: neither the configuration nor the token embedding tells it.
     """
+    model = unwrapped(model)
     width = _told_width(model)
     if width is None:
         raise ValueError(
-            f"model: {type(model).__name__} does not tell its width; "
-            "set model.config.hidden_size to the width of its decoder layers' outputs"
+            f"model: {type(model).__name__} does not tell its width; {way_to_width(model)}"
         )
     return width
 
@@ -181,7 +187,7 @@ def load(
             ``trust_remote_code``, or a model without a tokenizer.
     """
     if isinstance(path_or_model, nn.Module):
-        config = getattr(path_or_model, "config", None)
+        config = getattr(unwrapped(path_or_model), "config", None)
         tokenizer = tokenizer or getattr(config, "_name_or_path", None)
         if not tokenizer:
             raise ValueError(

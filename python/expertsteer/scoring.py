@@ -2,6 +2,7 @@
 
 Every function takes the model as it is, steered or not. Outside ``generate`` a steered model takes
 the whole text for its prompt; give ``Steering.set`` a ``prompt_length`` where that is not meant.
+Soft prompts and prefixes of a model are read and never scored.
 `statistics` says how sure one can be of what they give.
 """
 
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._decoder import require_decoder_only
+from ._encoding import behind_prompt, encode
 from ._forward import evaluating, logits
 from ._progress import progress
 from ._tokens import common_end, length_batches, padded
@@ -122,7 +125,8 @@ def behind(
     Raises:
         ValueError: a context that leaves no token of a text as it was.
     """
-    whole = encode(tokenizer, [context + text for text in texts]) if context else rows
+    longer = [behind_prompt(tokenizer, context, text) for text in texts]
+    whole = encode(tokenizer, longer) if context else rows
     pairs = zip(rows, whole, strict=True)
     scored = [min(common_end(ids, all_ids), len(ids) - 1) for ids, all_ids in pairs]
     if min(scored) < 1:
@@ -149,11 +153,6 @@ def _choice_table(prompts, choices) -> list[list[str]]:
     return table
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, special tokens included."""
-    return [list(ids) for ids in tokenizer(list(texts), padding=False)["input_ids"]]
-
-
 def _shared_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
@@ -169,6 +168,7 @@ def log_probabilities(
     Args:
         bar: what a progress bar over the batches says; ``None`` shows none.
     """
+    require_decoder_only(model)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, came {batch_size}")
     readers: dict[tuple[int, tuple[int, ...]], list[int]] = {}

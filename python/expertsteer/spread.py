@@ -90,12 +90,13 @@ class _SomeLayers:
     def __init__(self, capture: Captured, rows: list[int]):
         self._capture, self._rows = capture, rows
         self.shape = (len(rows), *Layers("states", capture).shape[1:])
+        self.layers, self.model = [capture.layers[row] for row in rows], capture.model
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self._capture.layer(self._capture.layers[self._rows[index]])
+        return self._capture.layer(self.layers[index])
 
 
 def _joined_maps(parts: list[Alignment], order: list[tuple[int, int]]) -> Alignment:

@@ -8,29 +8,27 @@ tokens are steered, for all layers together. Leaving the context manager puts ba
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import _checkpointing
 from ._attaching import (
     by_name,
     checked_experts,
     checked_prompt_length,
-    choose_mode,
+    require_distinct,
     require_effect,
     resolved_strength,
 )
 from ._bank import Bank, Gate
-from ._decoder import uncompiled
+from ._changing import Changeable
+from ._decoder import find_decoder, require_one_copy, unwrapped
 from ._given_positions import Positions, checked_positions
-from ._installed import Installed
+from ._installed import steerings_of
 from .vectors import SteeringVectors
 
 _KEEP: Any = object()  # an argument that was not given, where None means something
-_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # decoders
 
 
 def attach(
@@ -59,63 +57,87 @@ def attach(
         positions: ``"all"`` tokens, those of the ``"prompt"``, the ``"generated"`` ones, or
             ``"last"`` (the token each prediction is made from: the prompt's last and all
             generated ones); a mask ``[batch or 1, length]`` over the padded sequence, whose end
-            leaves later tokens alone; or a function of ``(places [tokens], inputs of the
-            decoder by name)`` that gives a bool tensor ``[tokens]`` or ``[batch, tokens]``. Never
-            padding.
+            leaves later tokens alone, as `tokens_at` makes of indices; or a function of ``(places
+            [tokens], inputs of the decoder by name)`` that gives a bool tensor ``[tokens]`` or
+            ``[batch, tokens]``. Never padding. Virtual tokens (soft prompts) belong to the prompt
+            and have negative places; where texts are packed in a row by ``position_ids``,
+            ``"last"`` is the last of each. Outside ``generate`` what continues a cache counts as
+            generated, and what starts one as the prompt, unless ``set(prompt_length=...)`` says.
         operation: ``"add"``; ``"add_keep_norm"`` rescales each state to the norm it had;
             ``"remove"`` takes the share ``strength`` of the component along the vector away;
             ``"clamp"`` sets that component to ``strength`` times the scale (see `ops.steer`).
         gate: steer a token only where its state projects on a vector beyond a threshold.
-        mode: ``"fold"`` writes the vector into the bias of each layer's last linear, which adds no
-            operation where there is a bias; ``"slot"`` serves everything; ``"auto"`` folds where
-            that gives the same outputs and goes over to slots when it no longer would.
+        mode: ``"fold"`` makes the vector the bias of each layer's last linear, which adds no
+            operation where the kernel takes one anyway, and beside a bias that the linear has the
+            sum of both; ``"slot"`` serves everything; ``"auto"`` folds where that gives the same
+            outputs and the linear has no bias of its own, and goes over to slots when it no longer
+            would (other positions, dropout in training mode, a linear that was replaced), where
+            ``"fold"`` raises.
         decoder_layers: dotted path of the layer list where it cannot be found by itself.
         check_model: refuse vectors whose metadata name another architecture or depth.
         backend: of the slots; see `expertsteer.ops`.
 
-    Forward passes in several threads keep their tokens apart; ``set`` is for all of them.
-    One steering per model at a time: a second ``attach`` is refused.
+    Forward passes in several threads keep their tokens apart. ``set``, ``set_rows`` and ``detach``
+    are for all of them: each pass that begins afterwards, in a ``generate`` that is running too,
+    is steered as they say, or not at all. A pass that another thread is in at that moment ends
+    without an error, its first layers as before and its last ones perhaps as changed. ``attach``
+    itself waits for nobody: attach before other threads use the model.
+
+    Places are taken from what the passes of a ``generate`` show. One that contradicts those before
+    (a cache of a release of transformers that is not known) is a RuntimeError before a wrong token
+    is written; an `UnsteeredWarning` tells when ``generate`` wrote tokens and the positions chose
+    none that the model read. Continuous batching (``generate_batch``) is refused unless every token
+    is steered alike.
+
+    One steering per model at a time: a second ``attach`` is refused. Where the object was lost, or
+    something interrupted attaching or leaving, `detach` puts the model back.
 
     Raises:
-        ValueError: a layer out of range, another width, vectors fitted for another model, unknown
-            positions, operation or mode, a strength that is not finite, ``"auto"`` without a
-            calibration of these vectors, a vector of zeros, a backend that cannot serve the
-            model, ``mode="fold"`` where that is not exact, a model already steered.
+        ValueError: a layer out of range, or the same module as another one, another width,
+            vectors fitted for another model, unknown positions, operation or mode, a strength that
+            is no finite number or beyond what states can hold, ``"auto"`` without a calibration of
+            these vectors, a vector of zeros, a backend that cannot serve the model,
+            ``mode="fold"`` where that is not exact, a model already steered.
     """
-    from .models import find_decoder
-
-    model = uncompiled(model)
+    require_one_copy(model)
+    model = unwrapped(model)
     decoder = find_decoder(model, decoder_layers)
-    if decoder.decoder in _attached:
-        raise ValueError(
-            "this model is already steered; leave the other attach first, or attach several "
-            "vectors at once (a list of them)"
-        )
     experts = checked_experts(model, vectors, decoder, check_model, operation, gate)
     positions = checked_positions(positions)
     strength = resolved_strength(strength, experts, operation)
-    chosen = choose_mode(model, experts, positions, operation, gate, mode, backend, decoder_layers)
-    steering = Steering(model, decoder, Bank(experts, operation, gate), backend, chosen)
-    steering.fixed = mode != "auto"
-    steering._start(strength, positions)
+    bank = Bank(experts, operation, gate)
+    require_distinct(decoder, bank.layers)
+    steering = Steering(model, decoder, bank, backend)
+    steering._start(strength, positions, mode, decoder_layers)
     return steering
 
 
-class Steering(Installed):
+def detach(model: nn.Module) -> bool:
+    """Put a model back whatever steers it, also where the object that `attach` gave was lost.
+
+    Args:
+        model: the one that was given to `attach`, or one that holds it or is held by it.
+
+    Returns:
+        Whether anything was steering it; a model that is not steered is left as it is.
+
+    Raises:
+        ValueError: no ``nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be an nn.Module, came {type(model).__name__}")
+    found = steerings_of(model)
+    for steering in found:
+        steering.detach()
+    return bool(found)
+
+
+class Steering(Changeable):
     """A steered model. Made by `attach`; ``set`` and ``set_rows`` change what is added.
 
     Attributes:
         mode: ``"fold"`` or ``"slot"``; strength, positions, operation, vectors: as attached or set.
     """
-
-    def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str, mode: str):
-        super().__init__(model, decoder, bank, backend, mode)
-        self.fixed = True
-        self._state = "new"
-
-    @property
-    def attached(self) -> bool:
-        return self._state == "attached"
 
     @property
     def strength(self) -> float:
@@ -162,20 +184,15 @@ class Steering(Installed):
         strength = resolved_strength(strength, experts, self.operation)
         slots = not (positions is None or (isinstance(positions, str) and positions == "all"))
         self._require_slots(slots)
-        before = self.bank.snapshot()
-        self.bank.fill(experts, strength)
-        self._leave_fold(slots)
-        place, self.positions = self.positions, self.positions if positions is None else positions
-        try:
-            self.filled(before)
-        except ValueError:
-            self.positions = place
-            raise
-        if positions is not None:
-            self.traced.set_positions(positions)
-        if prompt_length is not _KEEP:
-            self.prompt_length = prompt_length
-            self.traced.set_prompt(prompt_length)
+        with self._changing():
+            self.bank.fill(experts, strength)
+            if positions is not None:
+                self.positions = positions
+                self.traced.set_positions(positions)
+            if prompt_length is not _KEEP:
+                self.prompt_length = prompt_length
+                self.traced.set_prompt(prompt_length)
+            self._refill(slots)
         return self
 
     def set_rows(
@@ -195,9 +212,9 @@ class Steering(Installed):
         """
         self._require_attached()
         self._require_slots(rows is not None)
-        self.bank.set_rows(rows, strengths)
-        self._leave_fold(rows is not None)
-        self.filled()
+        with self._changing():
+            self.bank.set_rows(rows, strengths)
+            self._refill(rows is not None)
         return self
 
     def fold(self) -> nn.Module:
@@ -213,23 +230,15 @@ class Steering(Installed):
         """
         from .folding_checkpoint import fold_permanently, why_not_permanent
 
-        self._require_attached()
         path = self.decoder.layers_path
-        added = SteeringVectors({i: self.bank.displacement(i) for i in self.bank.layers})
-        self.put_back()
-        reason = self._why_not_constant() or why_not_permanent(self.model, path)
-        if reason:
-            self.install()
-            raise ValueError(f"this steering cannot be folded into the weights: {reason}")
-        self.detach()
+        with self._changing():
+            added = SteeringVectors({i: self.bank.displacement(i) for i in self.bank.layers})
+            self.put_back()
+            reason = self._why_not_constant() or why_not_permanent(self.model, path)
+            if reason:
+                raise ValueError(f"this steering cannot be folded into the weights: {reason}")
+            self.detach()
         return fold_permanently(self.model, added, 1.0, decoder_layers=path)
-
-    def detach(self) -> None:
-        """Put back everything that was replaced; harmless when called twice."""
-        self.put_back()
-        _checkpointing.unwatch(self.checkpointed)
-        self._state = "detached"
-        _attached.discard(self.decoder.decoder)
 
     def __enter__(self) -> Steering:
         self._require_attached()
@@ -238,32 +247,12 @@ class Steering(Installed):
     def __exit__(self, *error: object) -> None:
         self.detach()
 
-    def _start(self, strength: float, positions: Positions) -> None:
-        self.bank.fill(self.bank.experts, strength)
-        self.positions = positions
-        self.traced.set_positions(positions)
-        try:
-            self.install()
-            self._state = "attached"
-        except BaseException:
-            self.detach()
-            raise
-        _attached.add(self.decoder.decoder)
-
     def _require_slots(self, needed: bool) -> None:
         if needed and self.mode == "fold" and self.fixed:
             raise ValueError(
                 'mode="fold" adds the same vectors at all positions of every sequence; attach with '
                 'mode="slot" or "auto" for other positions or vectors per sequence'
             )
-
-    def _leave_fold(self, needed: bool) -> None:
-        """Go over to slots, for good: going back and forth would compile again each time."""
-        if not needed or self.mode == "slot":
-            return
-        self.put_back()
-        self.mode = "slot"
-        self.install()
 
     def _others(self, vectors: Any) -> dict[Any, SteeringVectors]:
         """Vectors in the place of the attached ones."""
@@ -290,7 +279,3 @@ class Steering(Installed):
         if not isinstance(self.positions, str) or self.positions != "all":
             return 'only positions="all" is a bias'
         return None if self.bank.sequences == 1 else "set_rows chose vectors per sequence"
-
-    def _require_attached(self) -> None:
-        if self._state == "detached":
-            raise RuntimeError("this steering was detached; attach again to steer")

@@ -47,8 +47,8 @@ class SteeringVectors:
     (scale times vector); its scale is the left operand's where both steer a layer.
 
     Raises:
-        ValueError: no layer, a negative layer, widths that differ, non-finite entries, a scale
-            that is not positive or belongs to no vector.
+        ValueError: no layer, a negative layer, widths that differ, non-finite entries, vectors that
+            require gradients, a scale that is not positive or belongs to no vector.
     """
 
     vectors: dict[int, Tensor]
@@ -59,13 +59,18 @@ class SteeringVectors:
         if not self.vectors:
             raise ValueError("vectors must hold at least one {layer: vector}, came an empty dict")
         numbered = [(_layer_index(layer), v) for layer, v in self.vectors.items()]
-        vectors = {
-            layer: as_tensor(v).detach() for layer, v in sorted(numbered, key=lambda n: n[0])
-        }
+        vectors = {layer: as_tensor(v) for layer, v in sorted(numbered, key=lambda n: n[0])}
         if len(vectors) < len(numbered):
             raise ValueError(
                 f"vectors must hold one vector for each layer, came {list(self.vectors)}: two of "
                 "these are the same layer"
+            )
+        learned = [layer for layer, vector in vectors.items() if vector.requires_grad]
+        if learned:
+            raise ValueError(
+                f"vectors at layers {learned} require gradients, and none would reach them: what "
+                "steers a model is a copy. Give vector.detach() to steer with what they are now; "
+                "to learn them, add them in a forward hook of your own and give what came out"
             )
         if not isinstance(self.metadata, dict):
             raise ValueError(f"metadata must be a dict, came {type(self.metadata).__name__}")

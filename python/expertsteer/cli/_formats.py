@@ -120,20 +120,18 @@ def _npz(vectors, out: Path, strength: float, asked: Asked) -> Written:
 
 def _sglang(vectors, out: Path, strength: float, asked: Asked) -> Written:
     from .._decoder import find_decoder
-    from ..export.sglang import export_sglang
+    from ..export.sglang import export_sglang, launch_command
 
     network = asked.outline(vectors)
     path = asked.decoder_layers or "model.layers"
     if network is not None:
         path = find_decoder(network, asked.decoder_layers).layers_path
     export_sglang(vectors, out, strength=strength, layers_path=path)
-    name = shlex.quote(str(out))
     return Written(
         f"hooks for {path}.{{{','.join(map(str, vectors.layers))}}} at strength "
         f"{setting(strength)}",
         "the hooks were made from the folder and add these vectors to the residual stream",
-        f"PYTHONPATH={name} python -m sglang.launch_server --model-path {asked.model or 'MODEL'} "
-        f'--forward-hooks "$(cat {name}/hooks.json)"',
+        launch_command(out, asked.model),
     )
 
 

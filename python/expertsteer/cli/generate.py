@@ -96,19 +96,21 @@ def generate(
 def _continue(network, tokenizer, text, vectors, strength, options, sampling, seed):
     import torch
 
+    from .._encoding import encode
+    from .._forward import input_device
     from ..steer import attach
 
-    inputs = tokenizer(text, return_tensors="pt").to(network.device)
-    if inputs["input_ids"].shape[1] == 0:
+    ids = torch.tensor(encode(tokenizer, [text]), dtype=torch.int64, device=input_device(network))
+    if ids.shape[1] == 0:
         raise ValueError("prompt must hold at least one token, came an empty text")
-    inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     texts = {}
     with attach(network, vectors, **options) as steering:
         for name, value in (("unsteered", 0.0), ("steered", strength)):
             steering.set(strength=value)
             torch.manual_seed(seed)
             tokens = network.generate(**inputs, **sampling)
-            new = tokens[0, inputs["input_ids"].shape[1] :]
+            new = tokens[0, ids.shape[1] :]
             texts[name] = tokenizer.decode(new, skip_special_tokens=True)
     return texts
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .. import report
+from .._encoding import encode
 from .._files import to_json
 from .._numbers import seconds
 from .._paths import local_path
@@ -200,7 +201,7 @@ def _run(out: Path, seed: int, plot: bool, quiet: bool) -> DemoResult:
     expert_model, expert_tokenizer = load("expert")
     expert = capture(expert_model, expert_tokenizer, contrast, progress=not quiet)
     target = capture(bench.model, bench.tokenizer, contrast, progress=not quiet)
-    information = mutual_information(expert.states, target.states)
+    information = mutual_information(expert, target)
     pairing = pair_layers(information, k=len(target.layers), rule="lowest")
     methods = _methods(expert, target, pairing, seed)
     rows = [bench.measure("unsteered"), *_random_rows(bench, target, seed, quiet)]
@@ -299,8 +300,8 @@ def _samples(bench: Bench, vectors: SteeringVectors, strength: float) -> list[di
 
 def _answer(bench: Bench, steering: Steering, prompt: str, strength: float) -> str:
     steering.set(strength=strength)
-    inputs = bench.tokenizer(prompt, return_tensors="pt")
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ids = torch.tensor(encode(bench.tokenizer, [prompt]), dtype=torch.int64, device="cpu")
+    mask = torch.ones_like(ids)
     new = bench.model.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False)
     return bench.tokenizer.decode(new[0, ids.shape[1] :])
 

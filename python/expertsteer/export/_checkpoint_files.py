@@ -138,6 +138,9 @@ def write_config(folder: Path, source: SourceCheckpoint, folded: Folded) -> None
     if folded.converted:
         folded.model.config.architectures = [type(folded.model).__name__]
         document = json.loads(folded.model.config.to_json_string(use_diff=True))
+        # Of this process, not of the checkpoint: releases before 5 would fall back to eager
+        # attention when they load it.
+        document.pop("_attn_implementation_autoset", None)
         for name in ("dtype", "torch_dtype"):
             document.pop(name, None)
             if name in source.config:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .._attaching import checked_experts, resolved_strength
-from .._decoder import find_decoder, uncompiled
+from .._decoder import find_decoder, unwrapped
 from .._files import ArtifactError
 from .._paths import local_path
 from .._reading import reading
@@ -135,7 +135,7 @@ def hookpoints(
         ValueError: vectors that do not fit the model, as `attach` says; a model whose layers are
             not inside ``base_model``.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     found = find_decoder(model, decoder_layers)
     checked_experts(model, vectors, found, True, "add", None)
     names = {id(module): name for name, module in model.base_model.named_modules()}

@@ -6,10 +6,13 @@ entry per steered layer, ``steering.npz`` and ``expertsteer_hook.py``, a copy of
 `expertsteer.export.sglang_hook`; a server needs no more, and the folder can be moved:
 
     PYTHONPATH=FOLDER python -m sglang.launch_server --model-path MODEL \\
+        --cuda-graph-backend-decode=disabled --cuda-graph-backend-prefill=disabled \\
         --forward-hooks "$(cat FOLDER/hooks.json)"
 
-SGLang warns, and steers nothing, where a name matches no module: look for ``Registered forward
-hook`` in its log. This was written from SGLang's source and is tested on modules that return what
+SGLang registers hooks after it has recorded its CUDA graphs, and a graph that is replayed calls
+none: without the two options (those of 0.5.23) the server says nothing and steers nothing. It also
+steers nothing, with a warning, where a name matches no module: look for ``Registered forward hook``
+in its log. This was written from SGLang's source and is tested on modules that return what
 its layers do; it has not been run in a server here.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shlex
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -32,6 +36,10 @@ from . import sglang_hook
 from ._directions import checked_vectors, directions
 from .npz import export_npz
 from .sglang_hook import make_hook as make_hook
+
+# A replayed graph calls no hook. Servers before these options had --disable-cuda-graph and
+# --disable-piecewise-cuda-graph.
+WITHOUT_GRAPHS = "--cuda-graph-backend-decode=disabled --cuda-graph-backend-prefill=disabled"
 
 SETTINGS, ARCHIVE, MODULE = "hooks.json", "steering.npz", "expertsteer_hook"
 
@@ -80,6 +88,15 @@ def export_sglang(
         (folder / SETTINGS).write_text(to_json(entries) + "\n", "utf-8")
         _check(folder, layers_path, expected)
     return out
+
+
+def launch_command(folder: str | os.PathLike, model: str | None = None) -> str:
+    """What starts a server, in a shell, whose every pass calls the hooks of an exported folder."""
+    name, model = shlex.quote(str(folder)), shlex.quote(model) if model else "MODEL"
+    return (
+        f"PYTHONPATH={name} python -m sglang.launch_server --model-path {model} {WITHOUT_GRAPHS} "
+        f'--forward-hooks "$(cat {name}/hooks.json)"'
+    )
 
 
 def _check(folder: Path, layers_path: str, expected: dict[int, Any]) -> None:

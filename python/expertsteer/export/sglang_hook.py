@@ -3,7 +3,10 @@
 It needs torch and NumPy, and nothing of expertsteer.
 
 SGLang calls ``make_hook(config)`` for each entry of ``--forward-hooks`` and registers what it
-returns with ``register_forward_hook``.
+returns with ``register_forward_hook``, after it has recorded its CUDA graphs. A graph that is
+replayed calls no hook, so start the server without graphs:
+
+    --cuda-graph-backend-decode=disabled --cuda-graph-backend-prefill=disabled
 """
 
 from pathlib import Path
@@ -30,7 +33,7 @@ def make_hook(config):
 
     def added(states):
         key = (states.device, states.dtype)
-        if key not in placed:  # in the first passes, before CUDA graphs are recorded
+        if key not in placed:
             placed[key] = delta.to(*key)
         return states + placed[key]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._tracing import is_traced, is_transformed
 from . import native, reference_steer
 
 
@@ -22,11 +23,12 @@ def steer(
 ) -> Tensor:
     """`reference_steer.steer`, in place; returns ``hidden``.
 
-    Where autograd records the call the reference serves it out of place, and a ``hidden`` whose
-    elements share memory (an expanded batch) is copied first: use the returned tensor.
+    Where autograd, a tracer or a transform of `torch.func` follows the call the reference serves it
+    out of place, and a ``hidden`` whose elements share memory (an expanded batch) is copied first:
+    use the returned tensor.
     """
-    values = (hidden, table, strengths, thresholds)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in values):
+    given = (hidden, table, rows, strengths, mask, gates, thresholds)
+    if _is_followed([t for t in given if t is not None]):
         return reference_steer.steer(
             hidden,
             table,
@@ -52,6 +54,12 @@ def steer(
     else:
         native._C.steer_cpu(*given, torch.get_num_threads())
     return hidden
+
+
+def _is_followed(tensors: list[Tensor]) -> bool:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    return is_traced(tensors[0]) or any(map(is_transformed, tensors))
 
 
 def _packed(values: Tensor) -> Tensor:

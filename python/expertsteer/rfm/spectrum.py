@@ -174,7 +174,13 @@ def lanczos(
         alive = norm > 100 * eps * (column.square().sum(dim=-1) + norm.square()).sqrt()
         if k + 1 < min(count + 1, n):
             continue
-        values, ritz = torch.linalg.eigh(_projected(columns))
+        projected = _projected(columns)
+        if not bool(projected.isfinite().all()):
+            raise ValueError(
+                "the average gradient outer product is not finite: the states' scale overflows "
+                "their type; give float64 states"
+            )
+        values, ritz = torch.linalg.eigh(projected)
         asymmetry = lack / values[:, -1].abs().clamp(min=tiny)
         error = (norm * alive).unsqueeze(-1) * ritz[:, -1, -count:].abs()
         close = bool((error <= eps**0.75 * values[:, -1:].abs()).all())
