@@ -1,6 +1,7 @@
 """What a user gets from `import expertsteer`, and what the build must deliver."""
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import expertsteer
+from expertsteer._contradictions import TESTED
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -67,3 +69,9 @@ def test_cuda_sources_compile_ahead_of_time_without_spills(tmp_path, architectur
         spilled = [line for line in done.stderr.splitlines() if "spill stores" in line]
         assert spilled, "ptxas reported no kernel"
         assert all("0 bytes stack frame, 0 bytes spill stores" in line for line in spilled)
+
+
+def test_the_releases_called_tested_are_those_that_are_tested():
+    oldest = re.search(r'"transformers>=([\d.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    pinned = re.search(r"transformers==([\d.]+)", (ROOT / "constraints.txt").read_text("utf-8"))
+    assert f"{oldest[1]} to {pinned[1]}" == TESTED
