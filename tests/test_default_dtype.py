@@ -146,9 +146,8 @@ def default_dtype(request):
 @pytest.fixture
 def default_device():
     """Tensors there hold nothing, so that whatever follows the default cannot be computed."""
-    torch.set_default_device("meta")
-    yield
-    torch.set_default_device(None)
+    with torch.device("meta"):  # what set_default_device enters; old releases cannot take it back
+        yield
 
 
 def same(found: dict[str, Tensor], ordinary: dict[str, Tensor]) -> None:
@@ -164,6 +163,12 @@ class TestTheDefaults:
         same(measured(given), ordinary)
 
     def test_of_the_device_change_no_result(self, ordinary, given, default_device):
+        weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float32, device="cpu"))
+        weight.grad = torch.ones_like(weight)
+        try:
+            torch.optim.Adam([weight]).step()
+        except RuntimeError as reason:
+            pytest.skip(f"torch's own optimiser follows it in this release: {reason}")
         same(measured(given), ordinary)
 
 
