@@ -115,23 +115,23 @@ def test_branches_of_guidance_are_told_apart_where_their_lengths_meet(
         torch.testing.assert_close(steps(model, ids, **options), want, rtol=1e-4, atol=1e-4)
 
 
+class Setting(LogitsProcessor):
+    """Changes a steering while the tokens of these numbers are chosen, counted from 1."""
+
+    def __init__(self, steering, changes):
+        self.steering, self.changes, self.calls = steering, changes, 0
+
+    def __call__(self, ids, scores):
+        self.calls += 1
+        if self.calls in self.changes:
+            self.steering.set(**self.changes[self.calls])
+        return scores
+
+
 @pytest.mark.parametrize("mode", ["auto", "slot"])
 def test_positions_may_be_set_while_biases_steer_a_generate(mode):
-    model, ids = llama(), tokens()
-
-    class Setting(LogitsProcessor):
-        """Sets positions while the second token is chosen, and others at the fourth."""
-
-        def __init__(self, steering):
-            self.steering, self.calls = steering, 0
-
-        def __call__(self, ids, scores):
-            self.calls += 1
-            if self.calls in (2, 4):
-                self.steering.set(positions={2: "generated", 4: "prompt"}[self.calls])
-            return scores
-
-    seen = [0]
+    model, ids, seen = llama(), tokens(), [0]
+    changes = {2: {"positions": "generated"}, 4: {"positions": "prompt"}}
 
     def choose(hidden):
         seen[0] += 1
@@ -140,15 +140,48 @@ def test_positions_may_be_set_while_biases_steer_a_generate(mode):
     with hooks_that_choose(model, vectors(), choose):
         want = steps(model, ids)
     with es.attach(model, vectors(), mode=mode) as steering:
-        got = steps(model, ids, logits_processor=[Setting(steering)])
+        got = steps(model, ids, logits_processor=[Setting(steering, changes)])
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("before", ["folded", "silent"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_branches_of_guidance_are_placed_from_the_middle_on(use_cache, before):
+    model, ids, negative, seen = llama(), tokens(1), 4, [0]
+    options = {
+        "guidance_scale": 2.0,
+        "use_cache": use_cache,
+        "negative_prompt_ids": tokens(1, negative, seed=9),
+    }
+    change = {"positions": "generated"} if before == "folded" else {"strength": 1.0}
+
+    def choose(hidden):
+        step, branch = divmod(seen[0] // 2, 2)
+        seen[0] += 1
+        place = torch.arange(hidden.shape[1]) + (0 if not use_cache else 99 * (step > 0))
+        late = place >= (PROMPT, negative)[branch]
+        first = torch.full_like(late, before == "folded")
+        return (late if step > 2 else first).expand(hidden.shape[:2])
+
+    with hooks_that_choose(model, vectors(), choose):
+        want = steps(model, ids, **options)
+    given = {} if before == "folded" else {"strength": 0.0, "positions": "generated"}
+    with es.attach(model, vectors(), mode="auto", **given) as steering:
+        got = steps(model, ids, logits_processor=[Setting(steering, {3: change})], **options)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_told_of_drafts_and_of_texts_that_end_at_once():
     model, ids = llama(), tokens(1)
     options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 8}
-    with es.attach(model, vectors(), positions="generated"):  # a warning would be an error
+    other = llama(num_hidden_layers=3)
+    with (
+        es.attach(model, vectors(), positions="generated"),  # a warning would be an error
+        es.attach(other, vectors(), positions="generated"),
+    ):
         written = model.generate(ids, assistant_early_exit=1, **options)
+        drafted = model.generate(ids, assistant_model=other, **options)
         ended = model.generate(ids, eos_token_id=[0, written[0, PROMPT].item()], **options)
     assert written.shape[1] == PROMPT + 8
+    assert torch.equal(drafted, written)
     assert ended.shape[1] == PROMPT + 1

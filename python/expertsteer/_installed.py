@@ -212,7 +212,7 @@ class Installed(Uncopied):
         here = self.current
         outer = here.prompt
         self.count_passes(outer)
-        prompt.nested = outer.length is not None
+        prompt.nested = prompt.nested or outer.length is not None
         prompt.missed = self.silent
         here.prompt = prompt
         self._tell_prompt(prompt)

@@ -49,7 +49,7 @@ class Prompt:
         cached: tokens in the cache that was given; ends: tokens that end a text.
         guided: a second branch, with a prompt of its own, runs for classifier-free guidance.
         batch: sequences given, before beams and samples.
-        nested: run within another ``generate`` of the same thread: an assistant's.
+        nested: run within another ``generate``, as its assistant or by the same thread.
         missed: passes may have run before the first one that is placed.
         passes: how many have run; chose: whether any of them steered a token.
     """
@@ -86,7 +86,8 @@ class Prompt:
         cached = int(cached_tokens(find_cache(kwargs)) or 0)
         guided = _setting("guidance_scale", config, kwargs) not in (None, 1)
         batch = given[0].shape[0] if given else 1
-        return cls(length or 1, mask, cached, _ends(config, kwargs), guided, batch)
+        draft = bool(_setting("is_assistant", config, kwargs))
+        return cls(length or 1, mask, cached, _ends(config, kwargs), guided, batch, draft)
 
     def place(
         self,
@@ -206,10 +207,10 @@ class Prompt:
         """
         if isinstance(offset, Tensor):
             return None
-        if offset:
-            fits = ended_at(self.tracks, offset, copied=self.length is not None)
-        elif self.guided and len(self.tracks) == 1:
+        if self.guided and len(self.tracks) == 1:
             fits = []  # of guidance's other branch the first pass, whatever that begins with
+        elif offset:
+            fits = ended_at(self.tracks, offset, copied=self.length is not None)
         elif self.length is not None:
             fits = begun_again(self.tracks, inputs.get("input_ids"), tokens)
         else:
@@ -233,6 +234,8 @@ class Prompt:
             end = self.length + virtual
         else:
             end = offset + tokens if isinstance(offset, int) else tokens
+            if self.guided and len(self.tracks) == 1:  # as far behind its prompt as the other one
+                end -= int(self.tracks[0].end) - self.tracks[0].prompt
         begun = Track(prompt=end, end=end, turn=self._turn)
         ids = inputs.get("input_ids")
         if self.length is not None and ids is not None and isinstance(offset, int) and not offset:
