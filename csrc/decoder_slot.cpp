@@ -92,15 +92,20 @@ std::int64_t cached_tokens(PyObject* cache) {
 }
 
 // 1: all tokens are steered, 0: none, -1: Python has to tell.
-int placed(DecoderSlotObject* self, const OpenPass* pass, PyObject* kwargs) {
+int placed(DecoderSlotObject* self, OpenPass* pass, std::int64_t tokens, PyObject* kwargs) {
   if (self->positions == 0) {
     PyObject* mask = given(kwargs, names.attention_mask);
-    if (!mask || pads_nothing(mask)) return 1;
+    if (!mask || pads_nothing(mask)) {
+      pass->end = -1;
+      return 1;
+    }
   }
   if (pass->prompt_length < 0) return -1;
   PyObject* cache = find_cache(self, kwargs);
   if (!cache || cache != pass->cache) return -1;
-  if (cached_tokens(cache) < pass->prompt_length) return -1;
+  const std::int64_t cached = cached_tokens(cache);
+  if (cached < pass->prompt_length) return -1;
+  pass->end = cached + tokens;
   return self->positions == 1 ? 0 : 1;
 }
 
@@ -153,7 +158,7 @@ PyObject* decoder_call(PyObject* object, PyObject* args, PyObject* kwargs) {
                      shape_of(kwargs, &batch, &tokens) &&
                      (self->rows_batch == 1 || self->rows_batch == batch) && !trains(self->decoder);
   OpenPass* pass = plain ? new_or_known_pass(self->passes) : nullptr;
-  const int steers = plain && !pass->open ? placed(self, pass, kwargs) : -1;
+  const int steers = plain && !pass->open ? placed(self, pass, tokens, kwargs) : -1;
   if (PyErr_Occurred()) return nullptr;
   if (steers < 0) return PyObject_Call(self->slowly, args, kwargs);
   open_pass(self->passes, pass, steers == 1, batch, tokens);

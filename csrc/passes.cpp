@@ -157,17 +157,20 @@ PyObject* passes_set_prompt(PyObject* object, PyObject* const* args, Py_ssize_t 
   Py_RETURN_NONE;
 }
 
-// tally() -> passes of this thread that Python did not open since the last tally, and whether any
-// of them steered
+// tally() -> passes of this thread that Python did not open since the last tally, whether any of
+// them steered, and where the last one ended, -1 where no cache was asked
 PyObject* passes_tally(PyObject* object, PyObject*) {
   OpenPass* pass = pass_of_this_thread(reinterpret_cast<PassesObject*>(object));
   const std::int64_t quick = pass ? pass->quick : 0;
   const bool chose = pass && pass->chose;
+  const std::int64_t end = pass ? pass->end : -1;
   if (pass) {
     pass->quick = 0;
     pass->chose = false;
+    pass->end = -1;
   }
-  return Py_BuildValue("LO", static_cast<long long>(quick), chose ? Py_True : Py_False);
+  return Py_BuildValue("LOL", static_cast<long long>(quick), chose ? Py_True : Py_False,
+                       static_cast<long long>(end));
 }
 
 PyMethodDef passes_methods[] = {

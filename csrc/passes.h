@@ -16,6 +16,7 @@ struct OpenPass {
   std::int64_t prompt_length = -1;  // of the running `generate`, -1 where no pass has shown it
   const void* cache = nullptr;      // of its text: only passes over it are placed by that length
   std::int64_t quick = 0;           // passes since the last tally that Python did not open
+  std::int64_t end = -1;            // of the last of them, in tokens; -1 where no cache was asked
   bool chose = false;               // whether any of them steered
   bool open = false;
   bool steers = false;       // any token at all

@@ -84,6 +84,14 @@ def counted_tokens(cache: Any) -> int | Tensor | None:
     return length
 
 
+def told_by_generate(inputs: Mapping[str, Any], tokens: int) -> int | None:
+    """The place that releases before 5.0 hand on, which their caches do not always know."""
+    places = inputs.get("cache_position")
+    if isinstance(places, Tensor) and places.device.type == "cpu" and places.shape == (tokens,):
+        return int(places[0])
+    return None
+
+
 def holds_nothing(cache: Any) -> bool:
     """Whether no token has gone into it: no tensors yet, or nothing but zeros in them."""
     return not any(bool(tensor.any()) for tensor in _tensors(cache))

@@ -130,7 +130,6 @@ class DecoderSlot(Unmovable, Decoder):
             steering.prompt_length,
             outer=here.outer,
             alone=steering.alone,
-            missed=prompt.passes > 0 or here.silent_start,
         )
         prompt.mark(chosen)
         steering.tell_place(prompt)
@@ -174,6 +173,7 @@ class FoldedDecoderSlot(Unmovable):
         if torch.compiler.is_compiling():
             return self.original(*args, **kwargs)
         here = self.steering.current
+        here.prompt.missed = here.prompt.chose = True
         outer, here.folded = here.folded, True
         try:
             output = (self._first if self.first else self.original)(*args, **kwargs)

@@ -44,9 +44,9 @@ else:
         def set_prompt(self, length: int, cache: int) -> None:
             """Only the quick way asks for it."""
 
-        def tally(self) -> tuple[int, bool]:
+        def tally(self) -> tuple[int, bool, int]:
             """No pass goes the quick way."""
-            return 0, False
+            return 0, False, -1
 
     class Slot:  # type: ignore[no-redef]
         """Calls ``original``, then ``slowly`` on what it gave."""

@@ -34,7 +34,6 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.folded = False
         self.prompt = Prompt()
-        self.silent_start = False  # nothing was steered when the running ``generate`` began
         self.outer: Outer | None = None
         self.opened: OpenPass | None = None
         self.told: tuple[int, int] | None = None
@@ -211,23 +210,22 @@ class Installed(Uncopied):
     def generating(self, prompt: Prompt) -> Iterator[None]:
         """One ``generate`` of this thread; compiled passes know one at a time."""
         here = self.current
-        outer, silent_start = here.prompt, here.silent_start
+        outer = here.prompt
         self.count_passes(outer)
-        prompt.nested = outer.length is not None
-        here.prompt, here.silent_start = prompt, self.silent
+        prompt.nested = prompt.nested or outer.length is not None
+        prompt.missed = self.silent
+        here.prompt = prompt
         self._tell_prompt(prompt)
         try:
             yield
         finally:
             self.count_passes(prompt)
-            here.prompt, here.silent_start = outer, silent_start
+            here.prompt = outer
             self._tell_prompt(outer)
 
     def count_passes(self, prompt: Prompt) -> None:
         """Add the passes that went the quick way, and whether they steered."""
-        passes, chose = self.passes.tally()
-        prompt.passes += passes
-        prompt.chose = prompt.chose or chose
+        prompt.went_by(*self.passes.tally())
 
     def tell_place(self, prompt: Prompt) -> None:
         """Where the prompt ends, to all who place later passes by it, once passes have shown it."""

@@ -127,19 +127,26 @@ def _width(inputs: Any) -> int | None:
     return None
 
 
-def _written(output: Any, args: tuple, kwargs: Any) -> int:
-    """How many tokens a ``generate`` added to each sequence; 0 where its output does not say."""
+def _written(output: Any, args: tuple, kwargs: Any) -> Tensor | None:
+    """The tokens that a ``generate`` added, ``None`` where its output does not say."""
     sequences = getattr(output, "sequences", output)
     if not isinstance(sequences, Tensor) or sequences.ndim != 2:
-        return 0
+        return None
     given = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-    return sequences.shape[1] - (given.shape[1] if isinstance(given, Tensor) else 0)
+    return sequences[:, given.shape[1] if isinstance(given, Tensor) else 0 :]
 
 
-def _tell_unsteered(steering: Installed, prompt: Prompt, written: int) -> None:
-    """Warn of positions that never chose a token. Compiled passes are not counted."""
+def _tell_unsteered(steering: Installed, prompt: Prompt, tokens: Tensor | None) -> None:
+    """Warn of positions that never chose a token.
+
+    Compiled passes are not counted. Drafts that run within another ``generate`` may well be too
+    short for any; the outer one tells. Texts that the model ends at once have nothing to steer.
+    """
+    written = 0 if tokens is None else tokens.shape[1]
     counted = prompt.passes > 1 or prompt.passes == written == 1
-    if prompt.chose or steering.silent or not counted or written < 1:
+    if prompt.chose or prompt.nested or steering.silent or not counted or written < 1:
+        return
+    if written == 1 and set(tokens.flatten().tolist()) <= prompt.ends:
         return
     named = steering.positions
     shown = repr(named) if isinstance(named, str) else f"a {type(named).__name__.lower()}"

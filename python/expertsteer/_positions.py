@@ -40,7 +40,6 @@ def token_mask(
     *,
     outer: Outer | None = None,
     alone: bool = False,
-    missed: bool = False,
 ) -> Tensor | bool:
     """The tokens to steer, ``[batch, tokens]`` bool, or ``True`` for every one, ``False`` for none.
 
@@ -52,7 +51,7 @@ def token_mask(
         shape: batch and number of tokens of this pass.
         prompt_length: outside ``generate``, which knows its own: int, or ``[batch]``.
         outer: what the whole model was called with, where that is known.
-        alone, missed: see `Prompt.place`.
+        alone: see `Prompt.place`.
     """
     given = inputs.get("attention_mask")
     if prompt.length is None and outer is not None and not _is_rows(given):
@@ -64,7 +63,6 @@ def token_mask(
         shape[1],
         outer_tokens=outer and outer.tokens,
         alone=alone,
-        missed=missed,
         strict=strict,
     )
     if prompt.length is None and outer is not None:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._caches import cached_tokens, find_cache, first_tensor, holds_nothing
+from ._caches import cached_tokens, find_cache, holds_nothing, told_by_generate
 from ._contradictions import require_agreement, require_beginning
+from ._tracks import Track, begun_again, ended_at, goes_on, mark_of
 
 _KEPT = 8  # sequences outside `generate` that are remembered, of caches that do not count
 
@@ -39,41 +40,28 @@ class Placed(NamedTuple):
 
 
 @dataclass
-class Track:
-    """Passes that continue one another, by their cache or, without one, by their length.
-
-    Attributes:
-        prompt: places up to its prompt's end; end: up to its last pass's.
-        turn: when that was, in passes; ids: its tokens, where nothing else tells what follows it.
-    """
-
-    prompt: int
-    end: int | Tensor
-    turn: int
-    cache: weakref.ref | None = None
-    ids: Tensor | None = None
-
-
-@dataclass
 class Prompt:
     """What one ``generate`` (or none) tells of its prompt, and what its passes have shown.
 
     Attributes:
         length: in tokens, as the arguments tell; ``None`` outside ``generate``.
         mask: the attention mask that was given, or that ``generate`` infers.
-        cached: tokens in the cache that was given.
+        cached: tokens in the cache that was given; ends: tokens that end a text.
         guided: a second branch, with a prompt of its own, runs for classifier-free guidance.
         batch: sequences given, before beams and samples.
-        nested: run within another ``generate`` of the same thread: an assistant's.
+        nested: run within another ``generate``, as its assistant or by the same thread.
+        missed: passes may have run before the first one that is placed.
         passes: how many have run; chose: whether any of them steered a token.
     """
 
     length: int | None = None
     mask: Tensor | None = None
     cached: int = 0
+    ends: frozenset[int] = frozenset()
     guided: bool = False
     batch: int | None = None
     nested: bool = False
+    missed: bool = False
     passes: int = 0
     chose: bool = False
     tracks: list[Track] = field(default_factory=list)
@@ -97,7 +85,9 @@ class Prompt:
         length = max((t.shape[1] for t in known), default=1)
         cached = int(cached_tokens(find_cache(kwargs)) or 0)
         guided = _setting("guidance_scale", config, kwargs) not in (None, 1)
-        return cls(length or 1, mask, cached, guided, given[0].shape[0] if given else 1)
+        batch = given[0].shape[0] if given else 1
+        draft = bool(_setting("is_assistant", config, kwargs))
+        return cls(length or 1, mask, cached, _ends(config, kwargs), guided, batch, draft)
 
     def place(
         self,
@@ -106,7 +96,6 @@ class Prompt:
         *,
         outer_tokens: int | None = None,
         alone: bool = False,
-        missed: bool = False,
         strict: bool = True,
     ) -> Placed:
         """Where a pass stands that has these arguments; it is remembered for the next ones.
@@ -117,7 +106,6 @@ class Prompt:
             outer_tokens: how many the whole model was called with, where that is known.
             alone: no ``generate`` can be seen from the steered model, a part of another one, so
                 a text that repeats the one before and adds a token to it is taken to go on.
-            missed: passes of this ``generate`` went by unseen.
             strict: refuse a pass whose place is in doubt.
 
         Raises:
@@ -131,11 +119,12 @@ class Prompt:
             offset = int(offset)  # once for each `generate`; later passes do not wait
         found = known or self._continued(cache, offset, inputs, tokens, alone)
         if generating and strict and isinstance(offset, int):
-            if found is None and self.tracks and offset == 0:
+            begins = known is None and self.tracks and offset == 0
+            if begins and (found is None or tokens <= found.prompt):
                 require_beginning(inputs, tokens, self.tracks[0].end)
             require_agreement(inputs, offset, tokens)
         if found is None:
-            found = self._begin(offset, inputs, tokens, missed, outer_tokens)
+            found = self._begin(offset, inputs, tokens, outer_tokens)
         self._remember(found, cache, offset, inputs, tokens, alone)
         if not generating:
             return Placed(offset, found.prompt if alone and cache is None else None, 0)
@@ -161,6 +150,18 @@ class Prompt:
         self.passes += 1
         self.chose = self.chose or chosen is not False
 
+    def went_by(self, passes: int, chose: bool, end: int) -> None:
+        """Take note of passes of the first sequence that were placed elsewhere.
+
+        Args:
+            end: where the last of them ended, -1 where that was not asked for.
+        """
+        self.passes += passes
+        self.chose = self.chose or chose
+        if end < 0 or not self.tracks:
+            return
+        self._moved(self.tracks[0], end)
+
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
         """Passes that are run again, to look at them, leave no trace."""
@@ -170,10 +171,17 @@ class Prompt:
         finally:
             vars(self).update(kept)
 
+    def _moved(self, track: Track, end: int | Tensor) -> None:
+        """Take note of a sequence's next pass."""
+        self._turn += 1
+        track.turn, track.end = self._turn, end
+        if isinstance(end, int):
+            track.reach, self._last_end = max(track.reach, end), end
+
     def _offset(
         self, cache: Any, known: Track | None, inputs: Mapping[str, Any], tokens: int
     ) -> int | Tensor:
-        told = _told_by_generate(inputs, tokens)
+        told = told_by_generate(inputs, tokens)
         if told is not None:
             return told
         length = cached_tokens(cache)
@@ -187,26 +195,27 @@ class Prompt:
         """The sequence whose cache this is."""
         if cache is None:
             return None
-        mark = _mark(cache)
+        mark = mark_of(cache)
         return next((s for s in self.tracks if s.cache and s.cache() is mark), None)
 
     def _continued(
         self, cache: Any, offset: int | Tensor, inputs: Mapping[str, Any], tokens: int, alone: bool
     ) -> Track | None:
-        """The sequence that a pass goes on with, as its length tells; the one that rested longest.
+        """The sequence that a pass goes on with whose cache was never seen, if any.
 
-        Behind a place never seen with this cache the pass that made it ended there; where a text
-        begins anew it grew by a token.
+        Of several the one that rested longest.
         """
         if isinstance(offset, Tensor):
             return None
-        if cache is not None or offset:
-            fits = [s for s in self.tracks if s.end == offset > 0]
+        if self.guided and len(self.tracks) == 1:
+            fits = []  # of guidance's other branch the first pass, whatever that begins with
+        elif offset:
+            fits = ended_at(self.tracks, offset, copied=self.length is not None)
         elif self.length is not None:
-            fits = [s for s in self.tracks if s.cache is None and s.end == tokens - 1]
+            fits = begun_again(self.tracks, inputs.get("input_ids"), tokens)
         else:
-            ids = inputs.get("input_ids") if alone else None
-            fits = [s for s in self.tracks if _goes_on(s.ids, ids)]
+            ids = inputs.get("input_ids") if alone and cache is None else None
+            fits = [s for s in self.tracks if goes_on(s.ids, ids)]
         return min(fits, key=lambda s: s.turn, default=None)
 
     def _begin(
@@ -214,18 +223,23 @@ class Prompt:
         offset: int | Tensor,
         inputs: Mapping[str, Any],
         tokens: int,
-        missed: bool,
         outer_tokens: int | None,
     ) -> Track:
         """A sequence that no pass has shown before."""
         if self.length is not None and not self.tracks:
             # Not what the pass holds: candidates of speculative decoding may stand behind the
             # prompt, and the rest of it may come in later chunks.
-            virtual = 0 if missed else self._virtual(offset, inputs, tokens, outer_tokens)
+            first = not self.missed and not self.passes
+            virtual = self._virtual(offset, inputs, tokens, outer_tokens) if first else 0
             end = self.length + virtual
         else:
             end = offset + tokens if isinstance(offset, int) else tokens
+            if self.guided and len(self.tracks) == 1:  # as far behind its prompt as the other one
+                end -= int(self.tracks[0].end) - self.tracks[0].prompt
         begun = Track(prompt=end, end=end, turn=self._turn)
+        ids = inputs.get("input_ids")
+        if self.length is not None and ids is not None and isinstance(offset, int) and not offset:
+            begun.ids = ids[:, :end].detach().clone()
         self.tracks.append(begun)
         return begun
 
@@ -252,53 +266,34 @@ class Prompt:
         tokens: int,
         alone: bool,
     ) -> None:
-        self._turn += 1
-        found.turn, found.end = self._turn, offset + tokens
-        found.cache = None if cache is None else weakref.ref(_mark(cache))
+        self._moved(found, offset + tokens)
+        found.cache = None if cache is None else weakref.ref(mark_of(cache))
+        if self.length is not None:
+            return
         ids = inputs.get("input_ids")
         found.ids = ids.detach().clone() if alone and cache is None and ids is not None else None
-        if isinstance(found.end, int):
-            self._last_end = found.end
-        if self.length is None and len(self.tracks) > _KEPT:
+        if len(self.tracks) > _KEPT:
             self.tracks.remove(min(self.tracks, key=lambda s: s.turn))
-
-
-def _mark(cache: Any) -> Any:
-    """What tells a cache from others, and can be referred to weakly."""
-    tensor = first_tensor(cache) if isinstance(cache, (list, tuple)) else None
-    return cache if tensor is None else tensor
 
 
 def _capturing(offset: Tensor) -> bool:
     return offset.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _told_by_generate(inputs: Mapping[str, Any], tokens: int) -> int | None:
-    """The place that releases before 5.0 hand on, which their caches do not always know."""
-    places = inputs.get("cache_position")
-    if isinstance(places, Tensor) and places.device.type == "cpu" and places.shape == (tokens,):
-        return int(places[0])
-    return None
-
-
-def _goes_on(before: Tensor | None, ids: Tensor | None) -> bool:
-    """Whether each text repeats one of those before, and adds one token to it."""
-    if before is None or ids is None or ids.ndim != 2 or len(before) != len(ids):
-        return False
-    if ids.shape[1] != before.shape[1] + 1:
-        return False
-    same = (ids[:, None, :-1] == before[None].to(ids.device)).all(dim=-1)  # beams change places
-    return bool(same.any(dim=1).all())
-
-
 def _setting(name: str, config: Any, kwargs: Mapping[str, Any]) -> Any:
     return kwargs.get(name, getattr(config, name, None))
 
 
+def _ends(config: Any, kwargs: Mapping[str, Any]) -> frozenset[int]:
+    end = _setting("eos_token_id", config, kwargs)
+    if end is None:
+        return frozenset()
+    return frozenset(torch.as_tensor(end, device="cpu").flatten().tolist())
+
+
 def _inferred_mask(prompt: Tensor, config: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
     """The mask that ``generate`` makes up itself: padding tokens, unless they also end texts."""
-    pad, end = (_setting(name, config, kwargs) for name in ("pad_token_id", "eos_token_id"))
-    ends = [] if end is None else torch.as_tensor(end, device="cpu").flatten().tolist()
-    if pad is None or pad in ends:
+    pad = _setting("pad_token_id", config, kwargs)
+    if pad is None or pad in _ends(config, kwargs):
         return None
     return (prompt != pad).long()
