@@ -150,10 +150,10 @@ def _tell_unsteered(steering: Installed, prompt: Prompt, tokens: Tensor | None) 
         return
     named = steering.positions
     shown = repr(named) if isinstance(named, str) else f"a {type(named).__name__.lower()}"
+    why = " (a token counts as generated once the model reads it, which the last one never is)"
     warnings.warn(
         f"positions={shown} chose no token in any of {prompt.passes} forward passes while generate "
-        f"wrote {written} tokens: nothing was steered (a token counts as generated once the model "
-        "reads it, which the last one never is)",
+        f"wrote {written} tokens: nothing was steered{why if isinstance(named, str) else ''}",
         UnsteeredWarning,
         stacklevel=3,
     )
