@@ -67,6 +67,7 @@ def export(
         amount = 1.0
     else:
         amount = _strength(strength, vectors, format)
+    out = local_path(out, "out")  # what is told is used by programs that know no ~
     asked = Asked(model, revision, decoder_layers, check_model, trust_remote_code)
     written = WRITERS[format](vectors, out, amount, asked)
     document = {
