@@ -76,6 +76,8 @@ def columns_of(text: str | None) -> dict[str, str] | None:
 def lines(name: str, path: Path) -> list[str]:
     """The texts of a file, one a line; the error names the option."""
     path = local_path(path, name)
+    if not path.is_file():
+        raise ValueError(f"{name} must name a text file, there is none at {path}")
     found = [line for line in read_text(path).splitlines() if line.strip()]
     if not found:
         raise ValueError(f"{name}: {path} holds no text; give one text a line")
