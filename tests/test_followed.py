@@ -149,4 +149,8 @@ def test_a_vector_that_requires_gradients_is_refused_with_the_way_out():
     learned = nn.Parameter(torch.randn(WIDTH))
     with pytest.raises(ValueError, match=r"layers \[1\] require gradients.*vector.detach\(\)"):
         es.SteeringVectors({1: learned, 2: torch.randn(WIDTH)})
-    assert es.SteeringVectors({1: learned.detach()}).layers == (1,)
+    given = es.SteeringVectors({1: learned.detach()})
+    assert given.layers == (1,)
+    given.vectors[1].requires_grad_()
+    with pytest.raises(ValueError, match=r"layers \[1\] require gradients"):
+        es.attach(llama(), given)
