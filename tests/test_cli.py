@@ -218,7 +218,8 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
         (fit(whole, "--neutral", whole.parent / "none"), "neutral must name a text file"),
         (fit(whole, "--out", whole), "contrast.jsonl"),
         (["inspect", tmp_path], "holds no steering_vectors"),
-        (["inspect", odd], "damaged or foreign"),
+        (["inspect", odd], f"{odd}: metadata"),
+        (["inspect", odd, "--json"], f"{odd}: metadata"),
     ]
     wrong = []
     for arguments, message in cases:
