@@ -66,7 +66,8 @@ def test_a_checkpoint_that_is_steered_by_itself(world, tmp_path):
 @pytest.mark.parametrize("format", ["checkpoint", "npz", "sglang", "lm-eval"])
 def test_what_is_told_is_a_path_for_programs_that_know_no_tilde(world, home, format):
     name = {"npz": "made.npz", "lm-eval": "made.pt"}.get(format, "made")
-    model = () if format == "npz" else ("--model", world / "model", "--strength", STRENGTH)
+    (home / "model").symlink_to(world / "model")
+    model = () if format == "npz" else ("--model", "~/model", "--strength", STRENGTH)
     lines = said(export(world, f"~/{name}", "--format", format, *model))
     assert (home / name).exists()
     assert str(home / name) in lines["use"] and "~" not in lines["wrote"] + lines["use"]
