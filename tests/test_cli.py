@@ -214,9 +214,12 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
         (generate(world / "vectors", "--strength", "auto"), "hold no calibration"),
         (generate(world / "vectors", "--strength", "much"), "came 'much'"),
         (fit(whole, "--neutral", empty), "holds no text"),
+        (fit(whole, "--neutral", whole.parent), "neutral must name a text file"),
+        (fit(whole, "--neutral", whole.parent / "none"), "neutral must name a text file"),
         (fit(whole, "--out", whole), "contrast.jsonl"),
         (["inspect", tmp_path], "holds no steering_vectors"),
-        (["inspect", odd], "damaged or foreign"),
+        (["inspect", odd], f"{odd}: metadata"),
+        (["inspect", odd, "--json"], f"{odd}: metadata"),
     ]
     wrong = []
     for arguments, message in cases:

@@ -13,6 +13,7 @@ import expertsteer as es
 from artefacts import alignment, captured, drawn, pairing, states, told, vectors
 from expertsteer._digests import digest
 from expertsteer._files import read_artifact, write_artifact
+from expertsteer._reading import read_text
 from expertsteer._shards import Shards
 
 KINDS = {
@@ -275,6 +276,15 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     with pytest.raises(es.ArtifactError, match="states-00001.* cannot be read: Permission") as told:
         es.HiddenStates.open(tmp_path)
     assert "delete" not in str(told.value) and "damaged" not in str(told.value)
+
+
+@pytest.mark.parametrize("there", ["nothing", "a folder"])
+def test_what_is_no_file_is_not_said_to_be_a_broken_disk(there, tmp_path):
+    path = tmp_path / "texts.txt"
+    if there == "a folder":
+        path.mkdir()
+    with pytest.raises(es.ArtifactError, match="cannot be read: .*(check the path|name a file)$"):
+        read_text(path)
 
 
 @pytest.mark.parametrize("layers", [[0, 0, 1], [2, 1, 0], [-1, 0, 1], []], ids=str)

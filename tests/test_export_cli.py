@@ -30,6 +30,12 @@ def world(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
 def export(world, out, *options, of="vectors"):
     return run("export", world / of, "--out", out, *options)
 
@@ -55,6 +61,16 @@ def test_a_checkpoint_that_is_steered_by_itself(world, tmp_path):
     model = llama()
     with es.attach(model, chosen, strength=STRENGTH):
         assert relative_error(logits(made, ids), logits(model, ids)) < 1e-5
+
+
+@pytest.mark.parametrize("format", ["checkpoint", "npz", "sglang", "lm-eval"])
+def test_what_is_told_is_a_path_for_programs_that_know_no_tilde(world, home, format):
+    name = {"npz": "made.npz", "lm-eval": "made.pt"}.get(format, "made")
+    (home / "model").symlink_to(world / "model")
+    model = () if format == "npz" else ("--model", "~/model", "--strength", STRENGTH)
+    lines = said(export(world, f"~/{name}", "--format", format, *model))
+    assert (home / name).exists()
+    assert str(home / name) in lines["use"] and "~" not in lines["wrote"] + lines["use"]
 
 
 def test_a_control_vector_out_and_in(world, tmp_path):

@@ -73,6 +73,16 @@ def test_a_traced_graph_is_the_steered_one(model, steering):
     assert not torch.allclose(logits(model, IDS), expected, rtol=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["fold", "slot"])
+def test_a_tracer_that_checks_itself_sees_one_graph(mode):
+    model = llama()  # learnable: the tracer's second run is without gradients
+    with es.attach(model, vectors(), strength=0.7, mode=mode):
+        traced = torch.jit.trace(Logits(model), (IDS,))
+        torch.testing.assert_close(traced(IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
+        assert "isfinite" not in str(traced.inlined_graph)
+
+
 def test_under_a_dispatch_mode_the_same_is_added(model, steering):
     expected = logits(model, IDS)
     with FlopCounterMode(display=False):
@@ -139,4 +149,8 @@ def test_a_vector_that_requires_gradients_is_refused_with_the_way_out():
     learned = nn.Parameter(torch.randn(WIDTH))
     with pytest.raises(ValueError, match=r"layers \[1\] require gradients.*vector.detach\(\)"):
         es.SteeringVectors({1: learned, 2: torch.randn(WIDTH)})
-    assert es.SteeringVectors({1: learned.detach()}).layers == (1,)
+    given = es.SteeringVectors({1: learned.detach()})
+    assert given.layers == (1,)
+    given.vectors[1].requires_grad_()
+    with pytest.raises(ValueError, match=r"layers \[1\] require gradients"):
+        es.attach(llama(), given)

@@ -51,7 +51,7 @@ def test_calibrations_are_shown_and_damaged_ones_told():
     vectors = SteeringVectors({2: torch.ones(5)}, metadata={"calibration": [found]})
     assert "strength 0.25 at layers (2,) costs 0.0987 of 0.1 (kl)" in text_of(vectors)
     broken = SteeringVectors({2: torch.ones(5)}, metadata={"calibration": [{"strength": "x"}]})
-    with pytest.raises(ArtifactError, match="calibration"):
+    with pytest.raises(ArtifactError, match="^metadata: .*calibration.*; correct it"):
         text_of(broken)
 
 

@@ -13,7 +13,7 @@ from ._decoder import find_decoder
 from ._foldable import last_linear, why_not_foldable
 from ._given_positions import Positions
 from ._metadata import model_of
-from ._tensors import as_tensor
+from ._tensors import as_tensor, require_constants
 from .ops import STEER_OPERATIONS
 from .vectors import STORED, SteeringVectors
 
@@ -63,6 +63,7 @@ def checked_experts(
     if operation not in STEER_OPERATIONS:
         raise ValueError(f"operation must be one of {STEER_OPERATIONS}, came {operation!r}")
     for one in experts.values():
+        require_constants(one.vectors)  # which may have been set after these were made
         require_effect(one)
         _check_fit(model, one, decoder, check_model)
     if gate is not None:

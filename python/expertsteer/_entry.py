@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._tracing import RECORDERS, unwrapped
+from ._tracing import RECORDERS, unrecorded, unwrapped
 from .ops.native import _C
 
 if _C is not None:
@@ -98,7 +98,8 @@ def all_finite(hidden: Tensor) -> bool | None:
     hidden = unwrapped(hidden)
     known = _C.all_finite(hidden) if QUICK else None
     if known is None and isinstance(hidden, Tensor) and hidden.device.type == "cpu":
-        return bool(torch.isfinite(hidden).all())
+        with unrecorded():
+            return bool(torch.isfinite(hidden).all())
     return known
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._files import parsing
+from ._metadata import understanding
 from .artifacts import HiddenStates, LayerPair, LayerPairing, MutualInformation
 from .fit import METHODS
 from .rfm import RFM
@@ -21,13 +21,13 @@ def method(vectors: SteeringVectors) -> str:
 def machine(vectors: SteeringVectors, rfm: RFM | None) -> RFM:
     if rfm is not None:
         return rfm
-    with parsing("metadata", "settings"):
+    with understanding("settings"):
         return RFM(**vectors.metadata.get("settings", {}))
 
 
 def kept_figures(vectors: SteeringVectors, pairing: LayerPairing) -> list[dict[str, Any]]:
     """What `fit_vectors` measured, per pair: the AUC and the iteration it chose, if it did."""
-    with parsing("metadata", "figures"):
+    with understanding("figures"):
         rows = vectors.metadata.get("pairing", {}).get("pairs", [])
         row_of = {(p["expert_layer"], p["target_layer"]): i for i, p in enumerate(rows)}
         figures = vectors.metadata.get("figures", {})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-from ._reading import OBJECT, TEXT, WHOLE, checked_field, optional
+from ._reading import OBJECT, TEXT, WHOLE, checked_field, optional, reading
 
 _MODEL = {
     "name": TEXT,
@@ -14,6 +15,11 @@ _MODEL = {
     "num_layers": WHOLE,
     "hidden_size": WHOLE,
 }
+
+
+def understanding(field: str) -> AbstractContextManager[None]:
+    """`reading` for what is made of the metadata of vectors, in a ``field`` of them."""
+    return reading("metadata", field, "correct it, or leave it out")
 
 
 def concept_of(metadata: Mapping[str, Any], where: Any) -> Mapping[str, Any]:

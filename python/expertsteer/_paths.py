@@ -35,3 +35,9 @@ def local_path(value: str | os.PathLike, argument: str = "path") -> Path:
             "of that name give the whole path"
         )
     return Path(expanded)
+
+
+def folder_or_id(value: str | os.PathLike, argument: str = "path") -> str:
+    """A folder of this machine as `local_path` finds it, or what else it is: the id of a Hub."""
+    folder = local_path(value, argument)
+    return str(folder if folder.is_dir() else value)

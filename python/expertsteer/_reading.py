@@ -41,13 +41,23 @@ def reading(
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise error_type(
-                f"{path} cannot be read: {error.strerror or error}; nothing is known to be wrong "
-                "with its contents: mend its permissions or the disk, and read it again"
+                f"{path} cannot be read: {error.strerror or error}; {_way_out(error)}"
             ) from error
         told = f"{type(error).__name__}: {short(error, 400)}"
         raise error_type(
             f"{path}: truncated, damaged or foreign {what} ({told}); {advice}"
         ) from error
+
+
+def _way_out(error: OSError) -> str:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "check the path"
+    if isinstance(error, IsADirectoryError):
+        return "name a file"
+    return (
+        "nothing is known to be wrong with its contents: mend its permissions or the disk, and "
+        "read it again"
+    )
 
 
 def read_bytes(path: Path, what: str) -> bytes:

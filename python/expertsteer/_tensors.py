@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,3 +32,18 @@ def normal_draws(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> 
     """Independent standard normal numbers on the CPU, the same for the same seed everywhere."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
+
+
+def require_constants(vectors: Mapping[int, Tensor]) -> None:
+    """No vector that somebody learns.
+
+    Raises:
+        ValueError: with the layers, and the way out.
+    """
+    learned = [layer for layer, vector in vectors.items() if vector.requires_grad]
+    if learned:
+        raise ValueError(
+            f"vectors at layers {learned} require gradients, and none would reach them: what "
+            "steers a model is a copy. Give vector.detach() to steer with what they are now; "
+            "to learn them, add them in a forward hook of your own and give what came out"
+        )

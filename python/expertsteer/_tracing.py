@@ -5,6 +5,8 @@ Whoever follows sees operations, and nothing of what is written through a pointe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,18 @@ def is_traced(value: Any) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Operations that belong to no graph: `torch.jit.trace` would keep them, and then find that the
+    graph of its second run, without gradients, is another one."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def is_dual() -> bool:

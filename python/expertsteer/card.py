@@ -6,8 +6,8 @@ import json
 import os
 from typing import Any
 
+from ._metadata import understanding
 from ._numbers import fixed, interval, p_value, setting, short, unit
-from ._reading import reading
 from ._text import code, markdown
 from .vectors import EVALUATED, STORED, SteeringVectors
 
@@ -27,7 +27,7 @@ def model_card(vectors: SteeringVectors, repo_id: str | None = None) -> str:
     Raises:
         ArtifactError: metadata of another kind than this package writes.
     """
-    with reading("metadata", "provenance", "correct it, or leave it out"):
+    with understanding("provenance"):
         return _card(vectors, repo_id)
 
 

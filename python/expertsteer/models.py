@@ -24,7 +24,7 @@ from ._decoder import (
     way_to_width,
 )
 from ._forward import token_embedding
-from ._paths import local_path
+from ._paths import folder_or_id
 from ._reader import Reader, floating, model_dtype
 from ._tokens import warn_of_cut
 from .artifacts import HiddenStates
@@ -248,8 +248,7 @@ def _from_pretrained(factory: str, kind: str, name: str | os.PathLike, **options
 
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"{kind} must be a path or Hub id, came {type(name).__name__}")
-    folder = local_path(name, kind)
-    path = os.fspath(folder if folder.is_dir() else name)
+    path = folder_or_id(name, kind)
     wanted = f"{kind} {str(name)!r} cannot be loaded"
     if not os.path.isdir(path) and not _could_be_hub_id(name):
         raise ValueError(

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ._files import parsing
+from ._metadata import understanding
 from ._numbers import fixed, setting, short
 from .health import MOST, Health
 from .health import STORED as HEALTH
@@ -40,7 +40,7 @@ def _partners(metadata: dict[str, Any]) -> tuple[dict[int, tuple[int, dict]], di
     Raises:
         ArtifactError: metadata that `fit_vectors` cannot have written.
     """
-    with parsing("metadata", "pairing"):
+    with understanding("pairing"):
         pairs = metadata.get("pairing", {}).get("pairs", [])
         partner = {p["target_layer"]: (row, p) for row, p in enumerate(pairs)}
         figures = metadata.get("figures", {})
@@ -72,7 +72,7 @@ def vectors_table(vectors: SteeringVectors, title: str) -> Group:
     Raises:
         ArtifactError: metadata of another kind than this package writes.
     """
-    with parsing("metadata", "provenance"):
+    with understanding("provenance"):
         return _table(vectors, title)
 
 
@@ -87,7 +87,7 @@ def _table(vectors: SteeringVectors, title: str) -> Group:
     lines = [Text(f"{name}: {text}") for name, text in _provenance(vectors.metadata)]
     if HEALTH not in vectors.metadata:
         return Group(table, *lines)
-    with parsing("metadata", HEALTH):
+    with understanding(HEALTH):
         health = Health.from_dict(vectors.metadata[HEALTH])
     return Group(table, *lines, health_table(health))
 
@@ -154,7 +154,7 @@ def _provenance(metadata: dict[str, Any]):
             yield name, str(value)
     if "pairing" in metadata:
         yield "pairing", metadata["pairing"]["rule"]
-    with parsing("metadata", STORED):
+    with understanding(STORED):
         lines = [
             f"strength {short(float(c['strength']))} at layers {tuple(c['layers'])} costs "
             f"{short(float(c['divergence']))} of {setting(c['budget'])} ({c['measure']})"

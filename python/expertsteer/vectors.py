@@ -18,7 +18,7 @@ from ._files import parsing, read_artifact, write_artifact
 from ._metadata import model_of
 from ._paths import local_path
 from ._reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
-from ._tensors import as_tensor
+from ._tensors import as_tensor, require_constants
 from .artifacts import require_finite
 
 if TYPE_CHECKING:
@@ -65,13 +65,7 @@ class SteeringVectors:
                 f"vectors must hold one vector for each layer, came {list(self.vectors)}: two of "
                 "these are the same layer"
             )
-        learned = [layer for layer, vector in vectors.items() if vector.requires_grad]
-        if learned:
-            raise ValueError(
-                f"vectors at layers {learned} require gradients, and none would reach them: what "
-                "steers a model is a copy. Give vector.detach() to steer with what they are now; "
-                "to learn them, add them in a forward hook of your own and give what came out"
-            )
+        require_constants(vectors)
         if not isinstance(self.metadata, dict):
             raise ValueError(f"metadata must be a dict, came {type(self.metadata).__name__}")
         for layer, vector in vectors.items():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .._paths import local_path
-from .._reading import read_text
+from .._reading import ArtifactError, read_text
 from .._text import SafeConsole, json_line
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
@@ -39,10 +39,14 @@ def show(vectors, folder: Path | str, as_json: bool) -> None:
     """What a folder of steering vectors holds, as a table or as json."""
     from ..summary import describe_vectors, vectors_table
 
+    try:
+        shown = describe_vectors(vectors) if as_json else vectors_table(vectors, str(folder))
+    except ArtifactError as error:  # of the metadata, which know no file
+        raise ArtifactError(f"{folder}: {error}") from error
     if as_json:
-        print_json({"folder": str(folder)} | describe_vectors(vectors))
+        print_json({"folder": str(folder)} | shown)
     else:
-        SafeConsole().print(vectors_table(vectors, str(folder)))
+        SafeConsole().print(shown)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -76,6 +80,8 @@ def columns_of(text: str | None) -> dict[str, str] | None:
 def lines(name: str, path: Path) -> list[str]:
     """The texts of a file, one a line; the error names the option."""
     path = local_path(path, name)
+    if not path.is_file():
+        raise ValueError(f"{name} must name a text file, there is none at {path}")
     found = [line for line in read_text(path).splitlines() if line.strip()]
     if not found:
         raise ValueError(f"{name}: {path} holds no text; give one text a line")

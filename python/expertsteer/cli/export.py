@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._paths import local_path
+from .._paths import folder_or_id, local_path
 from .._text import SafeConsole
 from ._common import (
     CheckModel,
@@ -67,6 +67,8 @@ def export(
         amount = 1.0
     else:
         amount = _strength(strength, vectors, format)
+    # What is told is given to programs that know no ~.
+    out, model = local_path(out, "out"), None if model is None else folder_or_id(model, "model")
     asked = Asked(model, revision, decoder_layers, check_model, trust_remote_code)
     written = WRITERS[format](vectors, out, amount, asked)
     document = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._paths import local_path
+from .._paths import folder_or_id, local_path
 from .._reading import (
     NUMBER,
     OBJECT,
@@ -166,8 +166,7 @@ def model_of_config(
 
     from ..models import require_no_remote_code
 
-    folder = local_path(source, "model")
-    source = folder if folder.is_dir() else source
+    source = folder_or_id(source, "model")
     try:
         config = transformers.AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code

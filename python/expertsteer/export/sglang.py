@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from .._files import ArtifactError, to_json
+from .._paths import folder_or_id, local_path
 from .._writing import appearing, require_new
 from ..vectors import SteeringVectors
 from . import sglang_hook
@@ -92,7 +93,8 @@ def export_sglang(
 
 def launch_command(folder: str | os.PathLike, model: str | None = None) -> str:
     """What starts a server, in a shell, whose every pass calls the hooks of an exported folder."""
-    name, model = shlex.quote(str(folder)), shlex.quote(model) if model else "MODEL"
+    name = shlex.quote(str(local_path(folder, "folder")))
+    model = shlex.quote(folder_or_id(model, "model")) if model else "MODEL"
     return (
         f"PYTHONPATH={name} python -m sglang.launch_server --model-path {model} {WITHOUT_GRAPHS} "
         f'--forward-hooks "$(cat {name}/hooks.json)"'
