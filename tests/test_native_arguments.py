@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from expertsteer._entry import QUICK
 from expertsteer.ops import native, native_steer, reference_steer
 from expertsteer.ops.standing import standing
 
@@ -206,6 +207,7 @@ def test_a_slot_is_armed_with_checked_tensors_only(change, message):
         slot.arm(*standing(_Buffers(**change), F32, "add"))
 
 
+@pytest.mark.skipif(not QUICK, reason="this torch hands no tensor on without Python: no quick way")
 def test_a_slot_holds_the_tensors_that_it_points_into():
     slot = native._C.Slot(lambda x: x, lambda x: None, passes := native._C.Passes())
     given = arguments()["steer_cpu"]
