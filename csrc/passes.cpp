@@ -1,7 +1,5 @@
 #include "passes.h"
 
-#include <pybind11/pybind11.h>
-
 #include <new>
 
 #include "finite.h"
@@ -105,11 +103,8 @@ PyObject* passes_open(PyObject* object, PyObject* const* args, Py_ssize_t count)
       mask =
           checked("mask", args[3], kind<bool>(device), {numbers[1], numbers[2]}, Layout::kStrided);
     }
-  } catch (pybind11::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  } catch (pybind11::builtin_exception& error) {
-    error.set_error();
+  } catch (...) {
+    set_python_error();
     return nullptr;
   }
   OpenPass* pass = new_or_known_pass(self);

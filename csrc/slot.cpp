@@ -8,7 +8,6 @@
 // function, which may do it slowly.
 #include "slot.h"
 
-#include <pybind11/pybind11.h>
 #include <structmember.h>
 
 #include <cstddef>
@@ -169,11 +168,8 @@ PyObject* slot_arm(PyObject* object, PyObject* given) {
     self->device = standing.device;
     self->rows_batch = standing.sequences;
     self->args = standing.args;
-  } catch (pybind11::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  } catch (pybind11::builtin_exception& error) {
-    error.set_error();
+  } catch (...) {
+    set_python_error();
     return nullptr;
   }
   Py_XSETREF(self->held, Py_NewRef(given));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <string>
 
 namespace py = pybind11;
@@ -160,6 +161,18 @@ Kind kind<std::int32_t>(DLDevice device) {
 template <>
 Kind kind<bool>(DLDevice device) {
   return {{kDLBool, 8, 1}, device};
+}
+
+void set_python_error() {
+  try {
+    throw;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
 }
 
 TensorArgument read_tensor(const char* name, PyObject* tensor) {

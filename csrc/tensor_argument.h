@@ -55,6 +55,10 @@ struct TensorArgument {
 
 // All of these throw what pybind11 turns into a Python error: ValueError for what a tensor is not.
 
+// Called from `catch (...)`, where no pybind11 stands between a function and Python: sets the
+// error.
+void set_python_error();
+
 // A tensor as it is.
 TensorArgument read_tensor(const char* name, PyObject* tensor);
 
