@@ -16,9 +16,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import expertsteer as es
-from expertsteer._forward import run_layers
-from expertsteer._reader import Reader
-from expertsteer._tokens import length_batches, padded
+from expertsteer.models.batches import length_batches, padded
+from expertsteer.models.forward import run_layers
+from expertsteer.states.reader import Reader
 
 WORDS = 4000
 BATCH = 16

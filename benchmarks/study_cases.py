@@ -18,11 +18,12 @@ import torch
 import expertsteer as es
 from expertsteer._equal_price import Bench
 from expertsteer._neutral import neutral_texts
-from expertsteer.artifacts import HiddenStates, LayerPairing
 from expertsteer.baselines import DEFAULT, METHODS, OWN
 from expertsteer.calibrate import Searching
 from expertsteer.controls import compare
-from expertsteer.models import capture
+from expertsteer.pairing import LayerPairing
+from expertsteer.states.in_memory import capture
+from expertsteer.states.states import HiddenStates
 from expertsteer.vectors import SteeringVectors
 from study_experts import expert as load_expert
 from study_results import Cell, listed

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from expertsteer import demo
 from expertsteer.demo import train, world
-from expertsteer.models import load
+from expertsteer.models.loading import load
 
 LONGEST = 1024  # characters; the bundled models' 128 are words
 EXPERT = train.RECIPES["expert"]

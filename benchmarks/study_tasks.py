@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from expertsteer import demo
-from expertsteer.contrast import ContrastSet
+from expertsteer.contrast.contrast_set import ContrastSet
 from expertsteer.demo import world
-from expertsteer.models import load
-from expertsteer.scoring import choice_sequences, log_probabilities
+from expertsteer.models.loading import load
+from expertsteer.models.scoring import choice_sequences, log_probabilities
 
 NEUTRAL_TEXTS = 24
 STORIES_SEED = 7

@@ -3,8 +3,8 @@
 import torch
 
 import expertsteer as es
-from expertsteer._manifest import Manifest
-from expertsteer._shards import Shards
+from expertsteer.states.manifest import Manifest
+from expertsteer.states.shards import Shards
 
 METADATA = {
     "target": {"name": "some/model", "num_layers": 4, "hidden_size": 6, "architecture": "Llama"},

@@ -6,7 +6,8 @@ import torch
 
 import expertsteer as es
 from expertsteer._folding import Fold
-from expertsteer.models import find_decoder, hidden_size
+from expertsteer.models.decoder import find_decoder
+from expertsteer.models.description import hidden_size
 from families import FAMILIES, Family
 from steering import logits, with_plain_hooks
 

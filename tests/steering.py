@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import expertsteer as es
-from expertsteer.models import find_decoder
+from expertsteer.models.decoder import find_decoder
 
 WIDTH, DEPTH = 32, 4
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from expertsteer import ArtifactError, HiddenStates, LayerPair, LayerPairing, SteeringVectors
-from expertsteer._files import read_artifact, write_artifact
-from expertsteer.artifacts import require_same_examples
+from expertsteer.states.same_examples import require_same_examples
+from expertsteer.support.artifact_files import read_artifact, write_artifact
 
 
 def vectors(seed=0, layers=(1, 3), width=6, **metadata):

@@ -7,9 +7,10 @@ import weakref
 import pytest
 import torch
 
-from expertsteer.capturing import capture_to
-from expertsteer.contrast import ContrastSet, Example
-from expertsteer.models import capture, load
+from expertsteer.contrast.contrast_set import ContrastSet, Example
+from expertsteer.models.loading import load
+from expertsteer.states.in_memory import capture
+from expertsteer.states.on_disk import capture_to
 from families import LAYERS, WIDTH, build
 from tiny_tokenizer import CHAT_TEMPLATE, sentence, tiny_tokenizer
 

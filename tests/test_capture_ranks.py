@@ -14,11 +14,11 @@ import torch
 
 import expertsteer as es
 import ranks
-from expertsteer._ranks import Ranks
-from expertsteer._shards import Shards
-from expertsteer.capturing import Team
-from expertsteer.models import load
+from expertsteer.models.loading import load
 from expertsteer.spread import information_over
+from expertsteer.states.shards import Shards
+from expertsteer.states.team import Team
+from expertsteer.support.ranks import Ranks
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from expertsteer.contrast import ContrastSet
-from expertsteer.models import capture
+from expertsteer.contrast.contrast_set import ContrastSet
+from expertsteer.states.in_memory import capture
 from families import LAYERS, VOCABULARY, build
 from tiny_tokenizer import WORDS, sentence, tiny_tokenizer
 

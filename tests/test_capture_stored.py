@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import expertsteer as es
 from command import run
-from expertsteer._shards import Shards
+from expertsteer.states.shards import Shards
 from families import LAYERS, WIDTH, build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -238,7 +238,7 @@ def test_a_disk_that_fills_up_loses_nothing(model, path, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr("expertsteer._shards.save_file", full)
+    monkeypatch.setattr("expertsteer.states.shards.save_file", full)
     with pytest.raises(es.ArtifactError, match="states-00003.* No space left .*run the same again"):
         capture(tmp_path, model, path)
     assert Shards.open(tmp_path).missing() == [3, 4] and not list(tmp_path.glob(".states*"))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertsteer.contrast import ContrastSet, ContrastSetError, Example
+from expertsteer.contrast.contrast_set import ContrastSet, ContrastSetError, Example
 
 USER = {"role": "user", "content": "2 + 2?"}
 

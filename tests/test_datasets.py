@@ -6,8 +6,8 @@ import tracemalloc
 import pytest
 
 import expertsteer as es
-from expertsteer.contrast import Example
-from expertsteer.streams import parts
+from expertsteer.contrast.contrast_set import Example
+from expertsteer.contrast.stream import parts
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import expertsteer as es
 from expertsteer import ops
-from expertsteer._tensors import as_tensor
 from expertsteer.ops import native
+from expertsteer.support.tensors import as_tensor
 from steering import llama, tokens, vectors
 
 PACKAGE = Path(es.__file__).parent

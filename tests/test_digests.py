@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import expertsteer as es
 from artefacts import alignment, captured, drawn, pairing, states, told, vectors
-from expertsteer._digests import digest
-from expertsteer._files import read_artifact, write_artifact
-from expertsteer._reading import read_text
-from expertsteer._shards import Shards
+from expertsteer.states.shards import Shards
+from expertsteer.support.artifact_files import read_artifact, write_artifact
+from expertsteer.support.digests import digest
+from expertsteer.support.reading import read_text
 
 KINDS = {
     "steering_vectors": (vectors, es.SteeringVectors.from_pretrained),

@@ -12,11 +12,11 @@ from tokenizers.processors import TemplateProcessing
 
 import expertsteer as es
 from command import run
-from expertsteer._encoding import behind_prompt, encode, text_tokenizer
 from expertsteer._neutral import neutral_texts
-from expertsteer._tokens import token_ids
-from expertsteer.contrast import ContrastSet
-from expertsteer.scoring import mean_loss
+from expertsteer.contrast.contrast_set import ContrastSet
+from expertsteer.models.encoding import behind_prompt, encode, text_tokenizer
+from expertsteer.models.scoring import mean_loss
+from expertsteer.states.tokens import token_ids
 from expertsteer.tasks import Generation, MultipleChoice, Perplexity
 from families import build
 from tiny_tokenizer import CHAT_TEMPLATE, sentence, tiny_tokenizer

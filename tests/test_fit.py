@@ -81,11 +81,11 @@ def test_the_fit_can_be_repeated():
 
 
 def test_pairs_are_never_split_between_fit_and_validation():
-    from expertsteer.fit import _split
+    from expertsteer._holdout import split
 
     labels, pairs = torch.arange(60) % 2, torch.arange(60) // 2
     pairs[40:] = -1
-    train, held = _split(labels, pairs, 0.25, seed=1)
+    train, held = split(labels, pairs, 0.25, seed=1)
     assert sorted([*train.tolist(), *held.tolist()]) == list(range(60))
     assert not set(pairs[train].tolist()) & set(pairs[held].tolist()) - {-1}
     assert torch.bincount(labels[held]).tolist() == [7, 7]

@@ -12,8 +12,6 @@ from safetensors.torch import load_file
 
 import expertsteer as es
 from artefacts import alignment, captured, drawn, pairing, states, told, vectors
-from expertsteer._files import write_artifact
-from expertsteer._reading import ArtifactError
 from expertsteer.card import model_card
 from expertsteer.cli._common import lines
 from expertsteer.export import lm_eval
@@ -21,6 +19,8 @@ from expertsteer.export._source import model_without_weights, open_source
 from expertsteer.export.gguf import export_gguf, import_gguf
 from expertsteer.export.npz import export_npz, import_npz
 from expertsteer.summary import vectors_table
+from expertsteer.support.artifact_files import write_artifact
+from expertsteer.support.reading import ArtifactError
 from expertsteer.tasks import load_task
 from families import build
 from mutations import bounded, damaged, odd_json, seeded

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.models import hidden_size
+from expertsteer.models.description import hidden_size
 from families import FAMILIES, LAYERS, build_or_skip
 from steering import tokens, vectors
 

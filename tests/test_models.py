@@ -9,15 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from expertsteer.contrast import ContrastSet
-from expertsteer.models import (
-    DecoderNotFoundError,
-    capture,
-    describe,
-    find_decoder,
-    hidden_size,
-    load,
-)
+from expertsteer.contrast.contrast_set import ContrastSet
+from expertsteer.models.decoder import DecoderNotFoundError, find_decoder
+from expertsteer.models.description import describe, hidden_size
+from expertsteer.models.loading import load
+from expertsteer.states.in_memory import capture
 from families import FAMILIES, LAYERS, VOCABULARY, WIDTH, build_or_skip
 from tiny_tokenizer import sentence, tiny_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from expertsteer._names import LONGEST, checked_name
+from expertsteer.support.names import LONGEST, checked_name
 
 REFUSED = {
     "": "empty",

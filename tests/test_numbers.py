@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import expertsteer
-from expertsteer import _numbers
-from expertsteer._numbers import fixed, interval, number, p_text, rough, setting, short
 from expertsteer.comparison import Comparison, ComparisonRow
 from expertsteer.report import comparison_table
 from expertsteer.statistics import Interval
+from expertsteer.support import numbers
+from expertsteer.support.numbers import fixed, interval, number, p_text, rough, setting, short
 
 PACKAGE = Path(expertsteer.__file__).parent
 SHOWS = ("report.py", "summary.py", "heat.py", "card.py", "statistics.py", "export/_card.py")
@@ -42,8 +42,8 @@ def test_the_zero_before_the_point_goes_below_one_only(value, shown):
 
 @given(st.floats(-1e6, 1e6))
 def test_every_way_to_show_a_number_keeps_two_digits_of_it(value):
-    for show in (number, short, setting, _numbers.signed):
-        read = float(show(value).replace(_numbers.MINUS, "-"))
+    for show in (number, short, setting, numbers.signed):
+        read = float(show(value).replace(numbers.MINUS, "-"))
         assert read == pytest.approx(value, rel=0.0501, abs=1e-300)
     assert float(rough(value)) == pytest.approx(value, rel=0.5, abs=1e-300)
 
@@ -84,6 +84,6 @@ def test_nothing_that_people_look_at_formats_numbers_by_itself():
     for folder in ("cli", "report_page", "demo"):
         files += sorted((PACKAGE / folder).glob("*.py"))
     assert [found for path in files for found in formats(path)] == []
-    assert formats(PACKAGE / "_numbers.py")
+    assert formats(PACKAGE / "support/numbers.py")
     pages = "".join(path.read_text() for path in PACKAGE.rglob("*.j2"))
     assert ".format(" not in pages and "|round" not in pages

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from expertsteer import report_page
-from expertsteer._numbers import number
 from expertsteer.comparison import Comparison, ComparisonRow
 from expertsteer.evaluation import CurvePoint, Evaluation, Example
 from expertsteer.pairing import LayerPairing
 from expertsteer.report_page import markdown_table, write_report
 from expertsteer.statistics import Interval, PairedTest
+from expertsteer.support.numbers import number
 
 pytest.importorskip("matplotlib")
 FILES = {"index.html", "evaluation.json", "table.md", "strength_curve.png", "layer_pairs.png"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.models import find_decoder
+from expertsteer.models.decoder import find_decoder
 from steering import WIDTH, cache_name, gpt2, llama, logits, tokens, vectors
 
 pytestmark = pytest.mark.transformers

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import expertsteer as es
-from expertsteer._forward import Before, before_text, logits, longest
-from expertsteer._generation import generate_texts
-from expertsteer._identity import identity
 from expertsteer._neutral import Divergence, neutral_texts
-from expertsteer.contrast import ContrastSet
-from expertsteer.models import find_decoder
-from expertsteer.scoring import choice_probabilities, mean_loss
+from expertsteer.contrast.contrast_set import ContrastSet
+from expertsteer.models.decoder import find_decoder
+from expertsteer.models.forward import Before, before_text, logits, longest
+from expertsteer.models.generation import generate_texts
+from expertsteer.models.identity import identity
+from expertsteer.models.scoring import choice_probabilities, mean_loss
 from families import WIDTH, build
 from steering import with_plain_hooks
 from tiny_tokenizer import sentence, tiny_tokenizer

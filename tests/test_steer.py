@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.models import find_decoder
+from expertsteer.models.decoder import find_decoder
 from steering import WIDTH, gpt2, llama, logits, tokens, vectors, with_plain_hooks
 
 pytestmark = pytest.mark.transformers

@@ -24,7 +24,7 @@ import study_rules
 import study_tables
 import study_tasks
 from expertsteer.demo import world
-from expertsteer.scoring import choice_probabilities
+from expertsteer.models.scoring import choice_probabilities
 
 CELL = study_results.Cell("pairs", "demo", "bundled", 20, 1, 0.01)
 

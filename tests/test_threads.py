@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessor
 
 import expertsteer as es
-from expertsteer.models import find_decoder
+from expertsteer.models.decoder import find_decoder
 from steering import assert_as_before, everything, llama, logits, tokens, vectors
 
 

@@ -10,11 +10,13 @@ from torch import distributed, nn
 
 import expertsteer as es
 from expertsteer._foldable import why_not_foldable
-from expertsteer._generation import generate_texts
-from expertsteer.contrast import ContrastSet
+from expertsteer.contrast.contrast_set import ContrastSet
 from expertsteer.folding_checkpoint import fold_permanently
-from expertsteer.models import DecoderNotFoundError, describe, find_decoder, hidden_size, load
-from expertsteer.scoring import mean_loss
+from expertsteer.models.decoder import DecoderNotFoundError, find_decoder
+from expertsteer.models.description import describe, hidden_size
+from expertsteer.models.generation import generate_texts
+from expertsteer.models.loading import load
+from expertsteer.models.scoring import mean_loss
 from families import LAYERS, VOCABULARY, WIDTH, build
 from tiny_tokenizer import sentence, tiny_tokenizer
 

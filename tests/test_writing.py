@@ -12,10 +12,10 @@ import torch
 import expertsteer as es
 from artefacts import captured, pairing, states, vectors
 from command import run
-from expertsteer._paths import local_path
-from expertsteer._writing import remove_leftovers, replacing
 from expertsteer.export import lm_eval
 from expertsteer.export.npz import export_npz, import_npz
+from expertsteer.support.paths import local_path
+from expertsteer.support.writing import remove_leftovers, replacing
 from families import build
 
 KILLED = ("vectors", "states", "pairing", "alignment", "shards", "npz", "gguf", "lm-eval", "report",

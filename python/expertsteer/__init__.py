@@ -20,16 +20,16 @@ from .health import health
 # Public name -> the module that defines it; imported on first use, so that `import expertsteer`
 # loads neither transformers nor matplotlib.
 _PUBLIC = {
-    "Alignment": "artifacts",
-    "HiddenStates": "artifacts",
-    "LayerPair": "artifacts",
-    "LayerPairing": "artifacts",
-    "MutualInformation": "artifacts",
-    "StoredStates": "stored",
-    "ArtifactError": "_files",
-    "ContrastSet": "contrast",
-    "ContrastSetError": "contrast",
-    "ContrastStream": "streams",
+    "Alignment": "alignment.alignment",
+    "HiddenStates": "states.states",
+    "LayerPair": "pairing",
+    "LayerPairing": "pairing",
+    "MutualInformation": "pairing",
+    "StoredStates": "states.states",
+    "ArtifactError": "support.reading",
+    "ContrastSet": "contrast.contrast_set",
+    "ContrastSetError": "contrast.rows",
+    "ContrastStream": "contrast.stream",
     "SteeringVectors": "vectors",
     "Calibration": "calibrate",
     "Comparison": "comparison",
@@ -43,8 +43,8 @@ _PUBLIC = {
     "Perplexity": "tasks",
     "TaskError": "tasks",
     "load_task": "tasks",
-    "capture": "models",
-    "capture_to": "capturing",
+    "capture": "states.in_memory",
+    "capture_to": "states.on_disk",
     "mutual_information": "information",
     "pair_layers": "pair",
     "RFM": "rfm",
@@ -124,25 +124,26 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from ._bank import Gate
-    from ._files import ArtifactError
     from ._given_positions import UnsteeredWarning, tokens_at
-    from .artifacts import Alignment, HiddenStates, LayerPair, LayerPairing, MutualInformation
+    from .alignment.alignment import Alignment
     from .calibrate import Calibration
-    from .capturing import capture_to
     from .comparison import Comparison
     from .concepts import fit_concepts
-    from .contrast import ContrastSet, ContrastSetError
+    from .contrast.contrast_set import ContrastSet, ContrastSetError
+    from .contrast.stream import ContrastStream
     from .controls import compare
     from .evaluation import Evaluation
     from .fit import fit_vectors
     from .health import Health, HealthWarning
     from .information import mutual_information
-    from .models import capture
     from .pair import pair_layers
+    from .pairing import LayerPair, LayerPairing, MutualInformation
     from .pipeline import ExpertSteer
     from .rfm import RFM
+    from .states.in_memory import capture
+    from .states.on_disk import capture_to
+    from .states.states import HiddenStates, StoredStates
     from .steer import Steering, attach, detach
-    from .stored import StoredStates
-    from .streams import ContrastStream
+    from .support.artifact_files import ArtifactError
     from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task
     from .vectors import SteeringVectors

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ._bank import Bank, Gate, finite_number
-from ._decoder import find_decoder
 from ._foldable import last_linear, why_not_foldable
 from ._given_positions import Positions
 from ._metadata import model_of
-from ._tensors import as_tensor, require_constants
+from .models.decoder import find_decoder
 from .ops import STEER_OPERATIONS
+from .support.tensors import as_tensor, require_constants
 from .vectors import STORED, SteeringVectors
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _stored_strength(vectors: SteeringVectors, operation: str) -> float:
 
 
 def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_model: bool) -> None:
-    from .models import describe, hidden_size
+    from .models.description import describe, hidden_size
 
     depth = len(decoder.layers)
     for layer in vectors.layers:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ._equal_price import Bench, Chosen
-from ._progress import progress as shown
 from .comparison import UNSTEERED, Comparison, ComparisonRow
 from .evaluation import CurvePoint
+from .support.progress import progress as shown
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._caches import find_cache
 from ._checkpointing import watch
-from ._decoder import config_depth
 from ._diagnosis import require_length
 from ._entry import Decoder, Unmovable, all_finite, set_traced_call
 from ._given_positions import POSITIONS, require_copies
 from ._positions import token_mask
 from ._traced import SharedByLayers, handing
-from ._tracing import is_traced, is_transformed
+from .models.caches import find_cache
+from .models.decoder import config_depth
 from .ops import reference_steer
+from .support.tracing import is_traced, is_transformed
 
 if TYPE_CHECKING:
     from ._installed import Installed

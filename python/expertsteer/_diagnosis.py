@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._tracing import unwrapped
+from .support.tracing import unwrapped
 
 if TYPE_CHECKING:
     from ._bank import Bank

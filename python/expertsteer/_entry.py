@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._tracing import RECORDERS, unrecorded, unwrapped
 from .ops.native import _C
+from .support.tracing import RECORDERS, unrecorded, unwrapped
 
 if _C is not None:
     Passes, Slot, Decoder = _C.Passes, _C.Slot, _C.DecoderSlot

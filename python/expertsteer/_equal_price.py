@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._encoding import behind_prompt
 from ._neutral import Divergence, NeutralTexts, neutral_texts
 from .calibrate import BudgetError, Searching, calibrated
 from .comparison import PROMPT, UNSTEERED, ComparisonRow
+from .models.encoding import behind_prompt
 from .statistics import bootstrap_interval
 from .steer import Steering, attach
 from .vectors import SteeringVectors

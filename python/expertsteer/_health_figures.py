@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ._copies import copies
-from ._progress import progress
+from ._holdout import split
 from ._resampling import draw_halves, refit
 from .align import align
-from .artifacts import Alignment, HiddenStates
-from .fit import _simple_direction, _split
+from .alignment.alignment import Alignment
+from .fit import _simple_direction
 from .rfm import RFM
+from .states.states import HiddenStates
+from .support.progress import progress
 from .vectors import SteeringVectors
 
 HELD_OUT = 0.2  # of the examples, from the aligner
@@ -56,11 +58,11 @@ def measure(
     labels, seed = target.labels, settings.seed
     halves = draw_halves(labels, target.pairs, settings.cuts, settings.most_rows, seed)
     try:
-        split = _split(labels, target.pairs, HELD_OUT, seed)
+        parts = split(labels, target.pairs, HELD_OUT, seed)
     except ValueError:  # pairs tie the rows together: the checks say what is not known
         unseen: list[dict[str, float | None]] = [{} for _ in pairs]
     else:
-        unseen = unseen_alignment(expert, target, pairs, aligned, *split)
+        unseen = unseen_alignment(expert, target, pairs, aligned, *parts)
     codes = aligned.encode(torch.stack([expert.layer(e) for e, _ in pairs]))
     rows: dict[int, dict[str, Any]] = {}  # an expert layer serves several pairs
     refits: dict[tuple, dict[str, float | None]] = {}

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from ._metadata import understanding
-from .artifacts import HiddenStates, LayerPair, LayerPairing, MutualInformation
 from .fit import METHODS
+from .pairing import LayerPair, LayerPairing, MutualInformation
 from .rfm import RFM
+from .states.states import HiddenStates
 from .vectors import SteeringVectors
 
 

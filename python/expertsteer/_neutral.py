@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._encoding import encode
-from ._forward import evaluating, logits, longest
-from ._tensors import as_tensor
-from ._tokens import common_end, length_batches, padded
+from .models.batches import common_end, length_batches, padded
+from .models.encoding import encode
+from .models.forward import evaluating, logits, longest
+from .support.tensors import as_tensor
 
 MEASURES = ("kl", "perplexity_ratio")
 _KEPT_BYTES = 1 << 30  # of unsteered log-probabilities; beyond that they are computed again
@@ -61,7 +61,7 @@ def neutral_texts(
         ValueError: no texts, texts without a tokenizer, none long enough, token ids that the model
             does not embed.
     """
-    from ._reader import embedded
+    from .models.description import embedded
 
     rows = _token_rows(texts, tokenizer)
     limit = min((n for n in (max_length, longest(model)) if n is not None), default=None)
@@ -125,7 +125,7 @@ class Divergence:
     def __init__(
         self, model: nn.Module, texts: NeutralTexts, measure: str, groups: int, batch_size: int
     ):
-        from ._reader import embedded
+        from .models.description import embedded
 
         self.model, self.texts, self.measure = model, texts, measure
         self.passes = self.sweeps = 0

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ._encoding import text_tokenizer
-from ._forward import longest
 from ._task_rows import TaskError, split_items
+from .models.encoding import text_tokenizer
+from .models.forward import longest
 
 if TYPE_CHECKING:
     from .tasks import Task

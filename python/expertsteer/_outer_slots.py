@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._caches import find_cache
-from ._decoder import text_config
 from ._entry import Unmovable
 from ._given_positions import UnsteeredWarning
 from ._positions import Outer
 from ._prompt import Prompt
+from .models.caches import find_cache
+from .models.decoder import text_config
 
 if TYPE_CHECKING:
     from ._installed import Installed

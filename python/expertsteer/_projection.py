@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ._copies import copies
-from ._tensors import normal_draws
 from .ops.products import gram, times_rows
+from .support.tensors import normal_draws
 
 BLOCK = 16  # vectors per product: one full register row, so skinny products run near full speed
 STEEP = 256  # roundings of the largest variance that the smallest one kept must exceed in a Gram

@@ -37,7 +37,7 @@ def provenance(
     made: Compared,
 ) -> dict[str, Any]:
     """Where everything came from, json values."""
-    from .models import describe
+    from .models.description import describe
 
     bench, fitting = made.bench, made.fitting
     effects = sum(len(p.effects) for p in fitting.pairings.values())

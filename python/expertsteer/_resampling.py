@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._tensors import integers
+from ._holdout import strata_of
 from .fit import _simple_direction
 from .rfm import RFM, auc
+from .support.tensors import integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +35,14 @@ def draw_halves(
     Sets of more than ``most_rows`` examples are thinned first, so that the cost stays bounded.
     All halves have the same number of rows, so one or a few rows may be left out of a cut.
     """
-    strata = _strata(labels, pairs)
+    groups = strata_of(labels, pairs)
     generator = torch.Generator().manual_seed(seed)
     share = min(1.0, most_rows / len(labels))
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for _ in range(cuts):
         halves: tuple[list[int], list[int]] = ([], [])
         turn = 0  # runs on from stratum to stratum: single units do not all go to one side
-        for units in strata:
+        for units in groups:
             order = torch.randperm(len(units), generator=generator, device="cpu").tolist()
             for unit in order[: max(1, round(share * len(units)))]:
                 halves[turn % 2].extend(units[unit])
@@ -55,19 +55,6 @@ def draw_halves(
     ones = labels[rows].sum(dim=1)
     enough = width >= 4 and int(ones.min()) >= 2 and int((width - ones).min()) >= 2
     return Halves(rows, rest) if enough else None
-
-
-def _strata(labels: Tensor, pairs: Tensor | None) -> list[list[list[int]]]:
-    """Units that stay together (the rows of a pair, or one row), grouped by their labels."""
-    units: dict[Any, list[int]] = {}
-    numbers = [-1] * len(labels) if pairs is None else pairs.tolist()
-    for row, pair in enumerate(numbers):
-        units.setdefault(("row", row) if pair < 0 else ("pair", pair), []).append(row)
-    known = labels.tolist()
-    strata: dict[tuple[int, ...], list[list[int]]] = {}
-    for rows in units.values():
-        strata.setdefault(tuple(sorted(known[row] for row in rows)), []).append(rows)
-    return [members for _, members in sorted(strata.items())]
 
 
 def _cut_to(width: int, half: Tensor, labels: Tensor) -> Tensor:

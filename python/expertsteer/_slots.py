@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from . import ops
 from ._entry import Slot, Unmovable, set_traced_call
 from ._traced import SharedByLayers, handing
-from ._tracing import is_traced, is_transformed
 from .ops import native_steer, reference_steer
 from .ops.standing import standing
+from .support.tracing import is_traced, is_transformed
 
 if TYPE_CHECKING:
     from ._installed import Installed

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from ._encoding import behind_prompt, encode
-from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
 from ._task_rows import Item, Unusable, answer, short, side, text
-from ._tensors import integers
-from .scoring import choice_sequences, log_probabilities, scorable
+from .models.encoding import behind_prompt, encode
+from .models.scoring import choice_sequences, log_probabilities, scorable
+from .support.numbers import fixed
+from .support.tensors import integers
 
 
 @dataclass(frozen=True)

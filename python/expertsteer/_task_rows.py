@@ -13,32 +13,15 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any, BinaryIO
 
-from ._paths import local_path
-from ._reading import InputError, reading
-from ._rows import json_lines
+from .support.paths import local_path
+from .support.reading import reading, short
+from .support.rows import RowsError, Unusable, json_lines
 
 SPLITS = ("validation", "test")
-_LISTED = 20
 
 
-class TaskError(InputError):
-    """A task cannot be made, or measured, from what was given.
-
-    Attributes:
-        problems: ``(where, reason)`` for every unusable row, all of them (the message lists the
-            first 20); empty when the task as a whole is at fault.
-    """
-
-    def __init__(self, message: str, problems: Sequence[tuple[str, str]] = ()):
-        self.problems = tuple(problems)
-        lines = [message, *(f"  {where}: {reason}" for where, reason in self.problems[:_LISTED])]
-        if len(self.problems) > _LISTED:
-            lines.append(f"  ... and {len(self.problems) - _LISTED} more")
-        super().__init__("\n".join(lines))
-
-
-class Unusable(Exception):
-    """The reason why one row cannot be used."""
+class TaskError(RowsError):
+    """A task cannot be made, or measured, from what was given."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +189,3 @@ def _drawn(groups: Mapping[str, list[Item]], wanted: float, seed: int) -> dict[s
         sides[prompt] = "validation" if count + len(groups[prompt]) / 2 <= wanted else "test"
         count += len(groups[prompt]) if sides[prompt] == "validation" else 0
     return sides
-
-
-def short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

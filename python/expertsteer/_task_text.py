@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ._encoding import behind_prompt, encode
-from ._generation import exact_match, generate_texts, named_scorer
-from ._numbers import fixed
 from ._on_model import Answers, TaskOnModel
+from ._scorers import exact_match, named_scorer
 from ._task import Task
 from ._task_rows import Item, TaskError, Unusable, answer, items_of_rows, short, side, text
-from ._tensors import integers
-from .scoring import behind, log_probabilities
+from .models.encoding import behind_prompt, encode
+from .models.generation import generate_texts
+from .models.scoring import behind, log_probabilities
+from .support.numbers import fixed
+from .support.tensors import integers
 
 
 @dataclass(frozen=True)

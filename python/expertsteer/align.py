@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._progress import progress
 from ._subspace import nearest_isometry, principal_axes
-from .artifacts import Alignment, HiddenStates, LayerPairing, require_same_examples
-from .stored import StoredStates
+from .alignment.alignment import Alignment
+from .pairing import LayerPairing
+from .states.same_examples import require_same_examples
+from .states.states import HiddenStates, StoredStates
+from .support.progress import progress
 
 METHODS = ("autoencoder", "ridge", "identity")
 SOLVERS = ("closed_form", "adam")

@@ -8,13 +8,14 @@ from importlib.util import find_spec
 
 import torch
 
-from ._tensors import normal_draws
 from .align import Captured, align
-from .artifacts import Alignment, LayerPairing
+from .alignment.alignment import Alignment
 from .fit import fit_vectors
 from .information import mutual_information
 from .pair import Effect, pair_layers
+from .pairing import LayerPairing
 from .rfm import RFM
+from .support.tensors import normal_draws
 from .vectors import SteeringVectors
 
 OWN = {

@@ -17,13 +17,13 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from ._decoder import find_decoder
-from ._forward import evaluating
-from ._progress import progress
-from ._tensors import normal_draws
-from .models import hidden_size
+from .models.decoder import find_decoder
+from .models.description import hidden_size
+from .models.forward import evaluating
 from .statistics import Interval
 from .steer import attach
+from .support.progress import progress
+from .support.tensors import normal_draws
 from .vectors import SteeringVectors
 
 WAYS = ("unsteered", "hook", "fold", "slot", "slot, generated")

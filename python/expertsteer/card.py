@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from ._metadata import understanding
-from ._numbers import fixed, interval, p_value, setting, short, unit
-from ._text import code, markdown
+from .support.numbers import fixed, interval, p_value, setting, short, unit
+from .support.text import code, markdown
 from .vectors import EVALUATED, STORED, SteeringVectors
 
 PAPER = "https://arxiv.org/abs/2505.12313"

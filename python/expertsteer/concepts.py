@@ -12,23 +12,23 @@ from typing import Any
 
 from torch import Tensor
 
-from ._examples import Example
-from ._files import ArtifactError, to_json
 from ._metadata import concept_of
-from ._names import checked_name
-from ._paths import local_path
-from ._progress import progress
-from ._ranks import Ranks
-from ._rows import ContrastSetError
-from ._tables import JSON_LINES, PARQUET
-from ._telling import about
-from ._tensors import integers
-from ._writing import made_folder, replacing
-from .contrast import ContrastSet
+from .contrast.contrast_set import ContrastSet
+from .contrast.examples import Example
+from .contrast.rows import ContrastSetError
+from .contrast.stream import ContrastStream, Summary, summarised
+from .contrast.tables import JSON_LINES, PARQUET
 from .fit import LEAST_PER_CLASS
 from .pipeline import ExpertSteer
-from .stored import StoredStates
-from .streams import ContrastStream, Summary, summarised
+from .states.states import StoredStates
+from .support.artifact_files import ArtifactError, to_json
+from .support.names import checked_name
+from .support.paths import local_path
+from .support.progress import progress
+from .support.ranks import Ranks
+from .support.telling import about
+from .support.tensors import integers
+from .support.writing import made_folder, replacing
 from .vectors import KIND, SteeringVectors
 
 INDEX = "index.json"

@@ -16,9 +16,7 @@ from torch import nn
 
 from ._equal_price import Bench, Score
 from ._neutral import neutral_texts
-from ._progress import progress as shown
 from .align import Captured
-from .artifacts import require_same_examples
 from .baselines import (
     DEFAULT,
     METHODS,
@@ -31,7 +29,9 @@ from .baselines import (
 from .calibrate import PASSES, BudgetError, Searching, checked_budget
 from .comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
 from .rfm import RFM
+from .states.same_examples import require_same_examples
 from .statistics import bootstrap_interval, corrected, paired_test
+from .support.progress import progress as shown
 from .vectors import SteeringVectors
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .scoring import choice_probabilities, mean_loss
+from .models.scoring import choice_probabilities, mean_loss
 from .vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def _neutral_price(
 ) -> dict[str, Callable[[str], float]]:
     """The loss on the neutral texts that are reported on, in nats per token of all of them."""
     from ._neutral import neutral_texts
-    from .scoring import behind, log_probabilities
+    from .models.scoring import behind, log_probabilities
 
     given = list(neutral[1::2])
     kept = neutral_texts(model, given, tokenizer, longest, 2)

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._tensors import integers
+from ._holdout import split
 from .align import Captured, align_pairs
-from .artifacts import Alignment, LayerPairing, require_same_examples
+from .alignment.alignment import Alignment
+from .pairing import LayerPairing
 from .rfm import RFM, auc
+from .states.same_examples import require_same_examples
 from .vectors import SteeringVectors, package_versions
 
 METHODS = ("rfm", "mean_difference", "pca", "logistic")
@@ -62,7 +64,7 @@ def fit_vectors(
     pairs = [(p.expert_layer, p.target_layer) for p in pairing]
     aligned = align_pairs(alignment, expert, target, pairs)
     codes = aligned.encode(torch.stack([expert.layer(e) for e, _ in pairs]))  # [R, N, d_T]
-    train, held = _split(target.labels, target.pairs, validation, seed)
+    train, held = split(target.labels, target.pairs, validation, seed)
     directions, figures = _directions(codes, target.labels, train, held, method, rfm)
     scales = {p.target_layer: target.scale(p.target_layer) for p in pairing}
     metadata: dict[str, Any] = {
@@ -112,38 +114,6 @@ def _require_row_labels(pairing: LayerPairing, expert: Captured, target: Capture
             f"those of these captures (expert {expert.layers}, target {target.layers}); pass "
             "expert_layers=expert.layers and target_layers=target.layers to pair_layers"
         )
-
-
-def _split(labels: Tensor, pairs: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row indices to fit on and to hold out, pairs kept together, about ``share`` of each label.
-
-    Raises:
-        ValueError: fewer than two rows of a label would be left on one of the sides.
-    """
-    units: dict[Any, list[int]] = {}
-    label_of = labels.tolist()
-    for row, pair in enumerate([-1] * len(labels) if pairs is None else pairs.tolist()):
-        units.setdefault(("row", row) if pair < 0 else ("pair", pair), []).append(row)
-    # Units with the same labels are drawn together, which stratifies whatever they consist of.
-    strata: dict[tuple[int, ...], list[list[int]]] = {}
-    for rows in units.values():
-        strata.setdefault(tuple(sorted(label_of[row] for row in rows)), []).append(rows)
-    generator = torch.Generator().manual_seed(seed)
-    held: list[int] = []
-    for _, members in sorted(strata.items()):
-        order = torch.randperm(len(members), generator=generator, device="cpu").tolist()
-        count = max(1, round(share * len(members))) if share else 0
-        held += [row for i in order[:count] for row in members[i]]
-    out = integers(sorted(held))
-    kept = torch.ones(len(labels), dtype=torch.bool, device="cpu")
-    kept[out] = False
-    train = kept.nonzero().flatten()
-    if share and min(torch.bincount(labels[train], minlength=2)) < 2:
-        raise ValueError(
-            f"validation={share} leaves fewer than 2 examples of a label to fit on; lower it or "
-            "extend the contrast set"
-        )
-    return train, out
 
 
 def _directions(

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ._bank import finite_number
 from ._conversions import CONVERTED, converted, why_not_converted
-from ._decoder import DecoderLayers, find_decoder, uncompiled, unwrapped
 from ._foldable import FOLDABLE, family_of, last_linear, walk, why_not_plain
 from ._folding import rounded_sum
 from ._installed import steerings_of
+from .models.decoder import DecoderLayers, find_decoder, uncompiled, unwrapped
 from .vectors import SteeringVectors
 
 

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ._telling import tell
 from .align import Captured, align_pairs
-from .artifacts import (
-    Alignment,
-    LayerPairing,
-    MutualInformation,
-    require_same_examples,
-)
+from .alignment.alignment import Alignment
+from .pairing import LayerPairing, MutualInformation
+from .states.same_examples import require_same_examples
+from .support.telling import tell
 from .vectors import SteeringVectors
 
 if TYPE_CHECKING:

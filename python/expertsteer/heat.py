@@ -8,8 +8,8 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
-from ._numbers import fixed, short
 from .pairing import LayerPairing
+from .support.numbers import fixed, short
 
 MOST_NUMBERS = 12  # columns that still show numbers; beyond, two characters of shade each
 SHADES = " ░▒▓█"

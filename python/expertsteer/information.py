@@ -18,9 +18,9 @@ from ._layers import Layers, LayerSource, paired
 from ._projection import Wanted
 from ._renyi import Renyi2
 from ._sampling import KEPT, against_null, interval, require_draws
-from ._telling import tell
-from .artifacts import HiddenStates, MutualInformation
-from .stored import StoredStates
+from .pairing import MutualInformation
+from .states.states import HiddenStates, StoredStates
+from .support.telling import tell
 
 ESTIMATORS = ("gaussian", "ksg", "renyi2")
 

@@ -21,12 +21,12 @@ from typing import Any
 
 from torch import nn
 
-from ._decoder import unwrapped
-from ._encoding import text_tokenizer
-from ._forward import before_text, evaluating, longest, text_logits
-from ._paths import local_path
+from .models.decoder import unwrapped
+from .models.encoding import text_tokenizer
+from .models.forward import before_text, evaluating, longest, text_logits
 from .statistics import PairedTest, paired_test
 from .steer import attach
+from .support.paths import local_path
 from .vectors import SteeringVectors
 
 

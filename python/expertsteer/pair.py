@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ._choice import Choice
-from ._progress import progress
-from .artifacts import LayerPair, LayerPairing, MutualInformation, require_finite
+from .pairing import LayerPair, LayerPairing, MutualInformation
+from .support.progress import progress
+from .support.tensors import require_finite
 
 RULES = ("lowest", "highest", "random", "validated")
 

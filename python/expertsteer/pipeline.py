@@ -9,21 +9,23 @@ from typing import Any
 
 from torch import nn
 
-from ._paths import local_path
-from ._ranks import Ranks
 from .align import METHODS, ROTATIONS, SOLVERS, Captured
-from .artifacts import Alignment, LayerPairing, MutualInformation
+from .alignment.alignment import Alignment
 from .calibrate import Calibration, calibrate, checked_budget
-from .capturing import capture_to
-from .contrast import ContrastSet
+from .contrast.contrast_set import ContrastSet
+from .contrast.stream import Source
 from .fit import METHODS as DIRECTIONS
 from .health import STORED, Health, health
 from .information import ESTIMATORS
-from .models import capture, load
+from .models.loading import load
 from .pair import RULES, Effect, pair_layers
+from .pairing import LayerPairing, MutualInformation
 from .rfm import RFM
 from .spread import information_over, vectors_over
-from .streams import Source
+from .states.in_memory import capture
+from .states.on_disk import capture_to
+from .support.paths import local_path
+from .support.ranks import Ranks
 from .vectors import SteeringVectors
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from torch import Tensor
 
-from ._numbers import fixed, interval, p_value, setting, unit
-from ._paths import local_path
-from ._writing import replacing
-from .artifacts import LayerPairing
+from .pairing import LayerPairing
+from .support.numbers import fixed, interval, p_value, setting, unit
+from .support.paths import local_path
+from .support.writing import replacing
 
 if TYPE_CHECKING:
     from .comparison import Comparison

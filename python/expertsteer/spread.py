@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ._layers import Layers
-from ._ranks import Ranks
-from ._tensors import integers
 from .align import Captured, align
-from .artifacts import Alignment, LayerPairing, MutualInformation
+from .alignment.alignment import Alignment
 from .fit import fit_vectors
 from .information import estimated
+from .pairing import LayerPairing, MutualInformation
 from .rfm import RFM
+from .support.ranks import Ranks
+from .support.tensors import integers
 from .vectors import SteeringVectors
 
 _PER_PAIR = ("nats", "floor", "z_score", "low", "high", "standard_error", "shrinkage")

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from ._numbers import equals, interval, p_text, signed
+from .support.numbers import equals, interval, p_text, signed
 
 TESTS = ("auto", "mcnemar", "permutation", "wilcoxon")
 ALTERNATIVES = ("two-sided", "greater")

@@ -23,9 +23,9 @@ from ._attaching import (
 )
 from ._bank import Bank, Gate
 from ._changing import Changeable
-from ._decoder import find_decoder, require_one_copy, unwrapped
 from ._given_positions import Positions, checked_positions
 from ._installed import steerings_of
+from .models.decoder import find_decoder, require_one_copy, unwrapped
 from .vectors import SteeringVectors
 
 _KEEP: Any = object()  # an argument that was not given, where None means something

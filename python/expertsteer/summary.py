@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ._metadata import understanding
-from ._numbers import fixed, setting, short
 from .health import MOST, Health
 from .health import STORED as HEALTH
+from .support.numbers import fixed, setting, short
 from .vectors import STORED, SteeringVectors
 
 

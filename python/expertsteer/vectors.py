@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._files import parsing, read_artifact, write_artifact
 from ._metadata import model_of
-from ._paths import local_path
-from ._reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
-from ._tensors import as_tensor, require_constants
-from .artifacts import require_finite
+from .support.artifact_files import parsing, read_artifact, write_artifact
+from .support.paths import local_path
+from .support.reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
+from .support.tensors import as_tensor, require_constants, require_finite
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -218,7 +217,7 @@ class SteeringVectors:
         """
         folder = local_path(folder_or_hub_id, "folder_or_hub_id")
         if not folder.is_dir():
-            from .hub import download
+            from .support.hub import download
 
             folder = download(str(folder_or_hub_id), revision, KIND)
         tensors, header = read_artifact(folder, KIND)
@@ -268,7 +267,7 @@ class SteeringVectors:
         Raises:
             ValueError: a repository that cannot be made or written.
         """
-        from .hub import push
+        from .support.hub import push
 
         options = {"private": private, "revision": revision, "card": card, "token": token}
         return push(self, repo_id, **options, **upload)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .._paths import local_path
-from .._reading import ArtifactError, read_text
-from .._text import SafeConsole, json_line
+from ..support.paths import local_path
+from ..support.reading import ArtifactError, read_text
+from ..support.text import SafeConsole, json_line
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one json document instead of text.")]
@@ -51,7 +51,7 @@ def show(vectors, folder: Path | str, as_json: bool) -> None:
 
 def print_json(document: dict[str, Any]) -> None:
     """One strict json document on standard output."""
-    from .._files import to_json
+    from ..support.artifact_files import to_json
 
     typer.echo(json_line(to_json(document)))
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .._numbers import setting
+from ..support.numbers import setting
 
 
 class Format(str, Enum):
@@ -51,8 +51,8 @@ class Asked:
         if self.model is None:
             return None
         from .._attaching import checked_experts
-        from .._decoder import find_decoder
         from ..export._source import model_of_config
+        from ..models.decoder import find_decoder
 
         network = model_of_config(self.model, self.model, self.revision, self.trust_remote_code)
         decoder = find_decoder(network, self.decoder_layers)
@@ -119,8 +119,8 @@ def _npz(vectors, out: Path, strength: float, asked: Asked) -> Written:
 
 
 def _sglang(vectors, out: Path, strength: float, asked: Asked) -> Written:
-    from .._decoder import find_decoder
     from ..export.sglang import export_sglang, launch_command
+    from ..models.decoder import find_decoder
 
     network = asked.outline(vectors)
     path = asked.decoder_layers or "model.layers"

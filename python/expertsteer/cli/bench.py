@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .._numbers import count, interval
-from .._text import SafeConsole
+from ..support.numbers import count, interval
+from ..support.text import SafeConsole
 from ._common import (
     Device,
     Dtype,
@@ -46,7 +46,7 @@ def bench(
     import torch
 
     from ..bench import bench as run
-    from ..models import load
+    from ..models.loading import load
     from ..vectors import SteeringVectors
 
     if threads is not None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .._numbers import count as thousands
-from .._text import SafeConsole
+from ..support.numbers import count as thousands
+from ..support.text import SafeConsole
 from ._common import (
     BatchSize,
     Columns,
@@ -54,10 +54,10 @@ def capture(
 
     Several processes share the work: torchrun --nproc-per-node 8 -m expertsteer capture ...
     """
-    from .._ranks import ranks_of_torchrun
-    from ..capturing import capture_to
-    from ..models import load
-    from ..streams import ContrastStream
+    from ..contrast.stream import ContrastStream
+    from ..models.loading import load
+    from ..states.on_disk import capture_to
+    from ..support.ranks import ranks_of_torchrun
 
     chosen = None if layers is None else [integer("layers", i) for i in layers.split(",")]
     if position not in ("last", "mean"):

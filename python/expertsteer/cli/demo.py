@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .._text import SafeConsole
+from ..support.text import SafeConsole
 from ._common import Json, Seed, print_json
 
 

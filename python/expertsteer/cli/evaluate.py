@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .._numbers import number, p_text, seconds, with_error
-from .._paths import local_path
-from .._text import SafeConsole
+from ..support.numbers import number, p_text, seconds, with_error
+from ..support.paths import local_path
+from ..support.text import SafeConsole
 from ._common import (
     Device,
     Dtype,
@@ -126,12 +126,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure what steering does to a task, beside every control, all at one price."""
-    from ..contrast import ContrastSet
+    from ..contrast.contrast_set import ContrastSet
     from ..evaluate import evaluate as run
     from ..lm_eval_tasks import require_tasks
-    from ..models import capture, load
+    from ..models.loading import load
     from ..report_page import write_report
     from ..report_page.words import finite
+    from ..states.in_memory import capture
     from ..tasks import load_task
     from ..vectors import SteeringVectors
 

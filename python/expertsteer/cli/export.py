@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .._paths import folder_or_id, local_path
-from .._text import SafeConsole
+from ..support.paths import folder_or_id, local_path
+from ..support.text import SafeConsole
 from ._common import (
     CheckModel,
     Json,

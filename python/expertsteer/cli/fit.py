@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from .._numbers import count
-from .._paths import local_path
-from .._text import SafeConsole
-from .._writing import made_folder
+from ..support.numbers import count
+from ..support.paths import local_path
+from ..support.text import SafeConsole
+from ..support.writing import made_folder
 from ._common import (
     BatchSize,
     Columns,
@@ -126,9 +126,9 @@ def fit(
     A folder of contrast sets gives vectors for each, and every text is read once. Several processes
     share the work: torchrun --nproc-per-node 8 -m expertsteer fit ...
     """
-    from .._ranks import ranks_of_torchrun
     from ..pipeline import ExpertSteer
     from ..rfm import RFM
+    from ..support.ranks import ranks_of_torchrun
 
     pipeline = ExpertSteer(
         pairs=pairs,
@@ -187,8 +187,8 @@ def _table_tells(shown: bool):
 
 def _source(contrast: Path, columns, pipeline, ranks):
     """The contrast set in memory, or as a stream where its states lie on disk too."""
-    from ..contrast import ContrastSet
-    from ..streams import ContrastStream
+    from ..contrast.contrast_set import ContrastSet
+    from ..contrast.stream import ContrastStream
 
     if pipeline.captures is None:
         return ContrastSet.from_file(contrast, columns)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._text import SafeConsole
+from ..support.text import SafeConsole
 from ._common import (
     CheckModel,
     Device,
@@ -54,7 +54,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a prompt with and without steering."""
-    from ..models import load
+    from ..models.loading import load
     from ..vectors import SteeringVectors
 
     loaded = SteeringVectors.from_pretrained(vectors)
@@ -96,8 +96,8 @@ def generate(
 def _continue(network, tokenizer, text, vectors, strength, options, sampling, seed):
     import torch
 
-    from .._encoding import encode
-    from .._forward import input_device
+    from ..models.encoding import encode
+    from ..models.forward import input_device
     from ..steer import attach
 
     ids = torch.tensor(encode(tokenizer, [text]), dtype=torch.int64, device=input_device(network))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .._paths import local_path
-from .._text import SafeConsole
+from ..support.paths import local_path
+from ..support.text import SafeConsole
 from ._common import Json, show
 
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from .. import report
-from .._files import to_json
-from .._numbers import fixed, seconds, setting
-from .._paths import local_path
-from .._text import SafeConsole
-from .._writing import made_folder, replacing
 from ..baselines import DEFAULT
 from ..comparison import Comparison
 from ..controls import compare
-from ..models import capture
+from ..states.in_memory import capture
+from ..support.artifact_files import to_json
+from ..support.numbers import fixed, seconds, setting
+from ..support.paths import local_path
+from ..support.text import SafeConsole
+from ..support.writing import made_folder, replacing
 from . import contrast_set, load, world
 from .run import PLAIN_BUDGET, RANDOM_DIRECTIONS, Bench, one_thread
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .._paths import local_path
-from .._writing import appearing, made_folder, replacing
+from ..support.paths import local_path
+from ..support.writing import appearing, made_folder, replacing
 from . import CHECKPOINTS, checkpoint, world
 
 FILES = ("contrast.jsonl", "plain.txt", "questions.jsonl")

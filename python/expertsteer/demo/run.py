@@ -19,23 +19,24 @@ from rich.table import Table
 from torch import Tensor
 
 from .. import report
-from .._encoding import encode
-from .._files import to_json
-from .._numbers import seconds
-from .._paths import local_path
-from .._progress import progress
-from .._tensors import integers, normal_draws
-from .._text import SafeConsole
-from .._writing import replacing
 from ..align import align
-from ..artifacts import HiddenStates, LayerPairing
 from ..evaluate import choice_probabilities, mean_loss
 from ..fit import fit_vectors
 from ..information import mutual_information
-from ..models import capture
+from ..models.encoding import encode
 from ..pair import pair_layers
+from ..pairing import LayerPairing
+from ..states.in_memory import capture
+from ..states.states import HiddenStates
 from ..statistics import Interval, bootstrap_interval, corrected, paired_test, verdict
 from ..steer import Steering, attach
+from ..support.artifact_files import to_json
+from ..support.numbers import seconds
+from ..support.paths import local_path
+from ..support.progress import progress
+from ..support.tensors import integers, normal_draws
+from ..support.text import SafeConsole
+from ..support.writing import replacing
 from ..vectors import SteeringVectors
 from . import contrast_set, load, world
 

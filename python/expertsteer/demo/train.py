@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .._numbers import fixed
+from ..support.numbers import fixed
 from . import world
 
 MAX_TOKENS = 128

@@ -6,7 +6,7 @@ import io
 import zipfile
 from pathlib import Path
 
-from .._reading import ArtifactError, read_bytes, reading
+from ..support.reading import ArtifactError, read_bytes, reading
 
 _LEAST, _TIMES = 64 << 20, 10
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .._files import to_json
-from .._numbers import setting, short
-from .._text import clean, code, json_line, markdown
 from ..folding_checkpoint import CHECKPOINTS
+from ..support.artifact_files import to_json
+from ..support.numbers import setting, short
+from ..support.text import clean, code, json_line, markdown
 from ..vectors import SteeringVectors, package_versions
 from ._source import SourceCheckpoint
 

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from .._conversions import CONVERTED, joint_parts
-from .._files import ArtifactError, to_json
 from ..folding_checkpoint import OPTIONS
+from ..support.artifact_files import ArtifactError, to_json
 from ._source import (
     INDEX,
     SourceCheckpoint,

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from .._attaching import require_effect, resolved_strength
-from .._files import ArtifactError
 from .._metadata import model_of
-from .._paths import local_path
-from .._writing import made_folder
+from ..support.artifact_files import ArtifactError
+from ..support.paths import local_path
+from ..support.writing import made_folder
 from ..vectors import SteeringVectors
 
 CONVENTIONS = ("zero_based", "one_based")

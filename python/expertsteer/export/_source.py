@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._paths import folder_or_id, local_path
-from .._reading import (
+from ..support.paths import folder_or_id, local_path
+from ..support.reading import (
     NUMBER,
     OBJECT,
     TEXT,
@@ -164,7 +164,7 @@ def model_of_config(
     """
     import transformers
 
-    from ..models import require_no_remote_code
+    from ..models.loading import require_no_remote_code
 
     source = folder_or_id(source, "model")
     try:
@@ -248,7 +248,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _downloaded(name: str, revision: str | None) -> Path:
-    from ..models import _could_be_hub_id
+    from ..models.loading import _could_be_hub_id
 
     if not _could_be_hub_id(name):
         raise ValueError(

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .._reading import ArtifactError, load_json, reading
+from ..support.reading import ArtifactError, load_json, reading
 
 CHUNK = 4 << 20
 FLOATING = {

@@ -20,10 +20,10 @@ from pathlib import Path
 from torch import nn
 
 from .._attaching import checked_experts, resolved_strength
-from .._decoder import find_decoder
 from .._foldable import last_linear, why_not_foldable
-from .._writing import appearing, require_new
 from ..folding_checkpoint import fold_permanently, why_not_permanent
+from ..models.decoder import find_decoder
+from ..support.writing import appearing, require_new
 from ..vectors import SteeringVectors
 from ._card import model_card
 from ._checkpoint_files import (

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._digests import digest
-from .._files import to_json
 from .._metadata import model_of
-from .._paths import local_path
-from .._reading import (
+from ..support.artifact_files import to_json
+from ..support.digests import digest
+from ..support.paths import local_path
+from ..support.reading import (
     NUMBER,
     OBJECT,
     TEXT,
@@ -35,7 +35,7 @@ from .._reading import (
     load_json,
     reading,
 )
-from .._writing import replacing
+from ..support.writing import replacing
 from ..vectors import SteeringVectors, package_versions
 from ._directions import checked_vectors, directions, from_directions, new_file, require_same
 from ._gguf_header import require_whole

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from .._attaching import checked_experts, resolved_strength
-from .._decoder import find_decoder, unwrapped
-from .._files import ArtifactError
-from .._paths import local_path
-from .._reading import reading
-from .._writing import made_folder, replacing
+from ..models.decoder import find_decoder, unwrapped
+from ..support.artifact_files import ArtifactError
+from ..support.paths import local_path
+from ..support.reading import reading
+from ..support.writing import made_folder, replacing
 from ..vectors import SteeringVectors
 from ._archives import checked_archive
 

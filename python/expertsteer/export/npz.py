@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._files import to_json
-from .._paths import local_path
-from .._reading import (
+from ..support.artifact_files import to_json
+from ..support.paths import local_path
+from ..support.reading import (
     OBJECT,
     TEXT,
     ArtifactError,
@@ -29,7 +29,7 @@ from .._reading import (
     optional,
     reading,
 )
-from .._writing import replacing
+from ..support.writing import replacing
 from ..vectors import SteeringVectors, package_versions
 from ._archives import checked_archive
 from ._directions import checked_vectors, new_file

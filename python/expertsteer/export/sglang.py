@@ -29,9 +29,9 @@ from typing import Any
 
 import torch
 
-from .._files import ArtifactError, to_json
-from .._paths import folder_or_id, local_path
-from .._writing import appearing, require_new
+from ..support.artifact_files import ArtifactError, to_json
+from ..support.paths import folder_or_id, local_path
+from ..support.writing import appearing, require_new
 from ..vectors import SteeringVectors
 from . import sglang_hook
 from ._directions import checked_vectors, directions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._tracing import is_traced, is_transformed
+from ..support.tracing import is_traced, is_transformed
 from . import native, reference_steer
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .._files import to_json
-from .._numbers import count
-from .._paths import local_path
-from .._writing import made_folder, replacing
 from ..evaluation import Evaluation
 from ..report import can_plot
+from ..support.artifact_files import to_json
+from ..support.numbers import count
+from ..support.paths import local_path
+from ..support.writing import made_folder, replacing
 from . import charts
 from .curve import chosen_points, draw_curve
 from .markdown import markdown_table

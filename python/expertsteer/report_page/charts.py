@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .._writing import replacing
+from ..support.writing import replacing
 
 WIDTH = 4.0  # inches, little enough that letters stay readable on a phone
 INK, MUTED, GRID, ACCENT, GREY = "#1c2733", "#5b6770", "#e4e8ec", "#b8431f", "#98a2ab"

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._numbers import setting, unit
 from ..comparison import ComparisonRow
 from ..evaluation import CurvePoint, Evaluation
+from ..support.numbers import setting, unit
 from . import charts
 from .words import line
 

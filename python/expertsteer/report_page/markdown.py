@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .._numbers import interval, number, p_value, unit
 from ..comparison import Comparison, ComparisonRow
 from ..statistics import PairedTest
+from ..support.numbers import interval, number, p_value, unit
 from .words import markdown
 
 

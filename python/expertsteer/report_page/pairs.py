@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from .._numbers import MINUS, NONE, fixed
 from ..pairing import LayerPairing
+from ..support.numbers import MINUS, NONE, fixed
 from . import charts
 from .words import line
 

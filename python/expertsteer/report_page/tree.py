@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._numbers import count, number, setting
+from ..support.numbers import count, number, setting
 from .words import excerpt, line
 
 LISTED = 40  # entries of a list that are shown

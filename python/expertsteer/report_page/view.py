@@ -8,10 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .._numbers import count, equals, interval, number, p_text, p_value, setting, unit, with_error
 from ..comparison import Comparison, ComparisonRow
 from ..evaluation import Evaluation, Example
 from ..statistics import Interval, PairedTest
+from ..support.numbers import (
+    count,
+    equals,
+    interval,
+    number,
+    p_text,
+    p_value,
+    setting,
+    unit,
+    with_error,
+)
 from .markdown import control_names, family_of, price_names, setting_of
 from .tree import scalar, tree
 from .words import clean, excerpt, line

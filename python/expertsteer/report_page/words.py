@@ -6,8 +6,8 @@ import math
 import re
 from typing import Any
 
-from .._numbers import count
-from .._text import clean, line, markdown
+from ..support.numbers import count
+from ..support.text import clean, line, markdown
 
 __all__ = ["clean", "excerpt", "finite", "line", "markdown"]
 

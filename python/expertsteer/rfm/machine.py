@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops
-from .._progress import Ticker
-from .._tensors import as_tensor
-from ..artifacts import require_finite
+from ..support.progress import Ticker
+from ..support.tensors import as_tensor, require_finite
 from .collection import Collection
 from .gram import Operations
 from .grid import Grid, grid_settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._tensors import integers
+from ..support.tensors import integers
 from .collection import Kept, Part
 from .feature import FeatureFits
 from .fits import Fits, NoGradientError

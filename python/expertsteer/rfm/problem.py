@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._tensors import as_tensor
-from ..artifacts import require_finite
+from ..support.tensors import as_tensor, require_finite
 
 OUTLIER = 8.0  # lengths, in medians, beyond which a row may not decide where the centre lies
 

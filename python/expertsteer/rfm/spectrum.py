@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._tensors import normal_draws
+from ..support.tensors import normal_draws
 from .steps import Step
 
 # Of the largest eigenvalue. The n x n map is symmetric but for the rounding of P, which it

@@ -1,0 +1,1 @@
+"""Step 1: the map between the states of two models."""

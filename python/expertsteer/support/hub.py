@@ -1,0 +1,68 @@
+"""Steering vectors on the Hugging Face Hub: one repository each, with a model card."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..vectors import SteeringVectors
+
+CARD = "README.md"
+
+
+def push(
+    vectors: SteeringVectors,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    card: str | None = None,
+    token: str | None = None,
+    **upload: Any,
+) -> str:
+    """Upload vectors; see `SteeringVectors.push_to_hub`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from ..card import model_card
+
+    upload = {"commit_message": "Upload steering vectors"} | upload
+    try:
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not upload.get("create_pr"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            vectors.save_pretrained(folder)
+            Path(folder, CARD).write_text(card or model_card(vectors, repo_id), "utf-8")
+            done = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=revision, **upload
+            )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(
+            f"repo_id {repo_id!r} could not be written: {error}; check the name, the network, and "
+            "that you are logged in with the right to write there (`hf auth login`)"
+        ) from error
+    return str(done)
+
+
+def download(repo_id: str, revision: str | None, kind: str) -> Path:
+    """The folder of a downloaded artefact.
+
+    Raises:
+        ValueError: no such repository or revision, or no way to reach it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        names = [f"{kind}.safetensors", f"{kind}.json"]
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=names))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        at = "" if revision is None else f" with a revision {revision!r}"
+        raise ValueError(
+            f"folder_or_hub_id {repo_id!r} is neither a folder here nor a Hub repository{at} that "
+            f"could be downloaded: {error}"
+        ) from error
