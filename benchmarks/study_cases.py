@@ -24,7 +24,7 @@ from expertsteer.controls import compare
 from expertsteer.pairing import LayerPairing
 from expertsteer.states.in_memory import capture
 from expertsteer.states.states import HiddenStates
-from expertsteer.vectors import SteeringVectors
+from expertsteer.vectors.vectors import SteeringVectors
 from study_experts import expert as load_expert
 from study_results import Cell, listed
 from study_tasks import Task, demo_contexts, demo_task, stories_task

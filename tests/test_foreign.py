@@ -14,13 +14,13 @@ from huggingface_hub import ModelCard
 import expertsteer as es
 from artefacts import captured, vectors
 from command import run
-from expertsteer.card import model_card
 from expertsteer.export._tensor_files import read_header
 from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.gguf import import_gguf
 from expertsteer.export.npz import import_npz
 from expertsteer.models.loading import load
 from expertsteer.support.text import SafeConsole, markdown
+from expertsteer.vectors.card import model_card
 from families import build
 from mutations import bounded
 from tiny_tokenizer import sentence, tiny_tokenizer

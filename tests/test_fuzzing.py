@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 import expertsteer as es
 from artefacts import alignment, captured, drawn, pairing, states, told, vectors
-from expertsteer.card import model_card
 from expertsteer.cli._common import lines
 from expertsteer.export import lm_eval
 from expertsteer.export._source import model_without_weights, open_source
@@ -22,6 +21,7 @@ from expertsteer.summary import vectors_table
 from expertsteer.support.artifact_files import write_artifact
 from expertsteer.support.reading import ArtifactError
 from expertsteer.tasks import load_task
+from expertsteer.vectors.card import model_card
 from families import build
 from mutations import bounded, damaged, odd_json, seeded
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.card import model_card
+from expertsteer.vectors.card import model_card
 from fake_hub import serving
 
 # In a process of its own: the Hub's address and the offline switch are read when it is imported.

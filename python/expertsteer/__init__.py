@@ -146,4 +146,4 @@ if TYPE_CHECKING:
     from .steer import Steering, attach, detach
     from .support.artifact_files import ArtifactError
     from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task
-    from .vectors import SteeringVectors
+    from .vectors.vectors import SteeringVectors

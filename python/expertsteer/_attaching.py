@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ._bank import Bank, Gate, finite_number
 from ._foldable import last_linear, why_not_foldable
 from ._given_positions import Positions
-from ._metadata import model_of
 from .models.decoder import find_decoder
 from .ops import STEER_OPERATIONS
 from .support.tensors import as_tensor, require_constants
-from .vectors import STORED, SteeringVectors
+from .vectors.metadata import model_of
+from .vectors.vectors import STORED, SteeringVectors
 
 if TYPE_CHECKING:
     from ._installed import Installed

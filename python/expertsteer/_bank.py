@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 # The square of such a norm still is a number in single precision, in which models take norms.
 MOST_ADDED = 1e19

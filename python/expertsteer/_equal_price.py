@@ -16,7 +16,7 @@ from .comparison import PROMPT, UNSTEERED, ComparisonRow
 from .models.encoding import behind_prompt
 from .statistics import bootstrap_interval
 from .steer import Steering, attach
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 Score = Callable[[str, str], Tensor]
 

@@ -17,7 +17,7 @@ from .fit import _simple_direction
 from .rfm import RFM
 from .states.states import HiddenStates
 from .support.progress import progress
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 HELD_OUT = 0.2  # of the examples, from the aligner
 

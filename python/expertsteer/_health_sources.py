@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ._metadata import understanding
 from .fit import METHODS
 from .pairing import LayerPair, LayerPairing, MutualInformation
 from .rfm import RFM
 from .states.states import HiddenStates
-from .vectors import SteeringVectors
+from .vectors.metadata import understanding
+from .vectors.vectors import SteeringVectors
 
 
 def method(vectors: SteeringVectors) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .vectors import SteeringVectors, package_versions
+from .vectors.vectors import SteeringVectors, package_versions
 
 if TYPE_CHECKING:
     from .align import Captured

@@ -16,7 +16,7 @@ from .pair import Effect, pair_layers
 from .pairing import LayerPairing
 from .rfm import RFM
 from .support.tensors import normal_draws
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 OWN = {
     "target's own mean difference": "mean_difference",

@@ -24,7 +24,7 @@ from .statistics import Interval
 from .steer import attach
 from .support.progress import progress
 from .support.tensors import normal_draws
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 WAYS = ("unsteered", "hook", "fold", "slot", "slot, generated")
 STRENGTH = 0.05  # small: sizes of the vectors do not matter here, that they do something does

@@ -16,7 +16,7 @@ from torch import nn
 
 from ._bracket import Bracket, search
 from ._neutral import MEASURES, Divergence, NeutralTexts, neutral_texts
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 PASSES = 12
 TOLERANCE = 0.02

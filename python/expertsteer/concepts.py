@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ._metadata import concept_of
 from .contrast.contrast_set import ContrastSet
 from .contrast.examples import Example
 from .contrast.rows import ContrastSetError
@@ -29,7 +28,8 @@ from .support.ranks import Ranks
 from .support.telling import about
 from .support.tensors import integers
 from .support.writing import made_folder, replacing
-from .vectors import KIND, SteeringVectors
+from .vectors.metadata import concept_of
+from .vectors.vectors import KIND, SteeringVectors
 
 INDEX = "index.json"
 # What changes no vector, or is not a plain value.

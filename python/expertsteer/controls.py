@@ -32,7 +32,7 @@ from .rfm import RFM
 from .states.same_examples import require_same_examples
 from .statistics import bootstrap_interval, corrected, paired_test
 from .support.progress import progress as shown
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 
 class Compared(NamedTuple):

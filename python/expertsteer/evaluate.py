@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .models.scoring import choice_probabilities, mean_loss
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 if TYPE_CHECKING:
     from .align import Captured

@@ -13,7 +13,7 @@ from .alignment.alignment import Alignment
 from .pairing import LayerPairing
 from .rfm import RFM, auc
 from .states.same_examples import require_same_examples
-from .vectors import SteeringVectors, package_versions
+from .vectors.vectors import SteeringVectors, package_versions
 
 METHODS = ("rfm", "mean_difference", "pca", "logistic")
 LEAST_PER_CLASS = 4

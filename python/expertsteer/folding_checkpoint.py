@@ -15,7 +15,7 @@ from ._foldable import FOLDABLE, family_of, last_linear, walk, why_not_plain
 from ._folding import rounded_sum
 from ._installed import steerings_of
 from .models.decoder import DecoderLayers, find_decoder, uncompiled, unwrapped
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 
 @dataclass(frozen=True)

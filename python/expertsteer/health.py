@@ -14,7 +14,7 @@ from .alignment.alignment import Alignment
 from .pairing import LayerPairing, MutualInformation
 from .states.same_examples import require_same_examples
 from .support.telling import tell
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 if TYPE_CHECKING:
     from .rfm import RFM

@@ -27,7 +27,7 @@ from .models.forward import before_text, evaluating, longest, text_logits
 from .statistics import PairedTest, paired_test
 from .steer import attach
 from .support.paths import local_path
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 
 @dataclass(frozen=True)

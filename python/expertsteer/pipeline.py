@@ -26,7 +26,7 @@ from .states.in_memory import capture
 from .states.on_disk import capture_to
 from .support.paths import local_path
 from .support.ranks import Ranks
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 
 @dataclass

@@ -21,7 +21,7 @@ from .pairing import LayerPairing, MutualInformation
 from .rfm import RFM
 from .support.ranks import Ranks
 from .support.tensors import integers
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 _PER_PAIR = ("nats", "floor", "z_score", "low", "high", "standard_error", "shrinkage")
 

@@ -26,7 +26,7 @@ from ._changing import Changeable
 from ._given_positions import Positions, checked_positions
 from ._installed import steerings_of
 from .models.decoder import find_decoder, require_one_copy, unwrapped
-from .vectors import SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 _KEEP: Any = object()  # an argument that was not given, where None means something
 

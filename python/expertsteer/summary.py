@@ -9,11 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ._metadata import understanding
 from .health import MOST, Health
 from .health import STORED as HEALTH
 from .support.numbers import fixed, setting, short
-from .vectors import STORED, SteeringVectors
+from .vectors.metadata import understanding
+from .vectors.vectors import STORED, SteeringVectors
 
 
 def describe_vectors(vectors: SteeringVectors) -> dict[str, Any]:

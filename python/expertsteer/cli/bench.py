@@ -47,7 +47,7 @@ def bench(
 
     from ..bench import bench as run
     from ..models.loading import load
-    from ..vectors import SteeringVectors
+    from ..vectors.vectors import SteeringVectors
 
     if threads is not None:
         if threads < 1:

@@ -134,7 +134,7 @@ def evaluate(
     from ..report_page.words import finite
     from ..states.in_memory import capture
     from ..tasks import load_task
-    from ..vectors import SteeringVectors
+    from ..vectors.vectors import SteeringVectors
 
     # Everything that can be wrong is read before a model is loaded.
     _require_sources(expert, contrast, vectors)

@@ -53,7 +53,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write steering vectors for a program that does not know this package."""
-    from ..vectors import SteeringVectors
+    from ..vectors.vectors import SteeringVectors
 
     vectors = SteeringVectors.from_pretrained(folder)
     if layers is not None:
@@ -118,7 +118,7 @@ def import_vectors(
 
 def _strength(text: str | None, vectors, format: Format) -> float:
     from .._attaching import resolved_strength
-    from ..vectors import STORED
+    from ..vectors.vectors import STORED
 
     value: Any = text
     if text is None:

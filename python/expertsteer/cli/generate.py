@@ -55,7 +55,7 @@ def generate(
 ) -> None:
     """Continue a prompt with and without steering."""
     from ..models.loading import load
-    from ..vectors import SteeringVectors
+    from ..vectors.vectors import SteeringVectors
 
     loaded = SteeringVectors.from_pretrained(vectors)
     if layers is not None:

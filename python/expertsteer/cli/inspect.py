@@ -20,7 +20,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what a folder holds: steering vectors, where they came from, and the layer pairs."""
-    from ..vectors import SteeringVectors
+    from ..vectors.vectors import SteeringVectors
 
     pairing = _pairing_in(folder)
     if plot is not None:

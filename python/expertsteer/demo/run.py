@@ -37,7 +37,7 @@ from ..support.progress import progress
 from ..support.tensors import integers, normal_draws
 from ..support.text import SafeConsole
 from ..support.writing import replacing
-from ..vectors import SteeringVectors
+from ..vectors.vectors import SteeringVectors
 from . import contrast_set, load, world
 
 STRENGTHS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from .._attaching import require_effect, resolved_strength
-from .._metadata import model_of
 from ..support.artifact_files import ArtifactError
 from ..support.paths import local_path
 from ..support.writing import made_folder
-from ..vectors import SteeringVectors
+from ..vectors.metadata import model_of
+from ..vectors.vectors import SteeringVectors
 
 CONVENTIONS = ("zero_based", "one_based")
 

@@ -24,7 +24,7 @@ from .._foldable import last_linear, why_not_foldable
 from ..folding_checkpoint import fold_permanently, why_not_permanent
 from ..models.decoder import find_decoder
 from ..support.writing import appearing, require_new
-from ..vectors import SteeringVectors
+from ..vectors.vectors import SteeringVectors
 from ._card import model_card
 from ._checkpoint_files import (
     CARD,

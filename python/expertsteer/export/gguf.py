@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._metadata import model_of
 from ..support.artifact_files import to_json
 from ..support.digests import digest
 from ..support.paths import local_path
@@ -36,7 +35,8 @@ from ..support.reading import (
     reading,
 )
 from ..support.writing import replacing
-from ..vectors import SteeringVectors, package_versions
+from ..vectors.metadata import model_of
+from ..vectors.vectors import SteeringVectors, package_versions
 from ._directions import checked_vectors, directions, from_directions, new_file, require_same
 from ._gguf_header import require_whole
 

@@ -30,7 +30,7 @@ from ..support.artifact_files import ArtifactError
 from ..support.paths import local_path
 from ..support.reading import reading
 from ..support.writing import made_folder, replacing
-from ..vectors import SteeringVectors
+from ..vectors.vectors import SteeringVectors
 from ._archives import checked_archive
 
 _FIELDS = {"steering_vector", "steering_coefficient", "action", "bias", "head_index"}

@@ -30,7 +30,7 @@ from ..support.reading import (
     reading,
 )
 from ..support.writing import replacing
-from ..vectors import SteeringVectors, package_versions
+from ..vectors.vectors import SteeringVectors, package_versions
 from ._archives import checked_archive
 from ._directions import checked_vectors, new_file
 

@@ -32,7 +32,7 @@ import torch
 from ..support.artifact_files import ArtifactError, to_json
 from ..support.paths import folder_or_id, local_path
 from ..support.writing import appearing, require_new
-from ..vectors import SteeringVectors
+from ..vectors.vectors import SteeringVectors
 from . import sglang_hook
 from ._directions import checked_vectors, directions
 from .npz import export_npz

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..vectors import SteeringVectors
+    from ..vectors.vectors import SteeringVectors
 
 CARD = "README.md"
 
@@ -26,7 +26,7 @@ def push(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    from ..card import model_card
+    from ..vectors.card import model_card
 
     upload = {"commit_message": "Upload steering vectors"} | upload
     try:

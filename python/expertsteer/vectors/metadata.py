@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .support.reading import OBJECT, TEXT, WHOLE, checked_field, optional, reading
+from ..support.reading import OBJECT, TEXT, WHOLE, checked_field, optional, reading
 
 _MODEL = {
     "name": TEXT,

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._metadata import model_of
-from .support.artifact_files import parsing, read_artifact, write_artifact
-from .support.paths import local_path
-from .support.reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
-from .support.tensors import as_tensor, require_constants, require_finite
+from ..support.artifact_files import parsing, read_artifact, write_artifact
+from ..support.paths import local_path
+from ..support.reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
+from ..support.tensors import as_tensor, require_constants, require_finite
+from .metadata import model_of
 
 if TYPE_CHECKING:
-    from .calibrate import Calibration
-    from .evaluation import Evaluation
+    from ..calibrate import Calibration
+    from ..evaluation import Evaluation
 
 KIND = "steering_vectors"
 STORED = "calibration"  # the metadata's name for what ``strength="auto"`` reads
@@ -217,7 +217,7 @@ class SteeringVectors:
         """
         folder = local_path(folder_or_hub_id, "folder_or_hub_id")
         if not folder.is_dir():
-            from .support.hub import download
+            from ..support.hub import download
 
             folder = download(str(folder_or_hub_id), revision, KIND)
         tensors, header = read_artifact(folder, KIND)
@@ -267,7 +267,7 @@ class SteeringVectors:
         Raises:
             ValueError: a repository that cannot be made or written.
         """
-        from .support.hub import push
+        from ..support.hub import push
 
         options = {"private": private, "revision": revision, "card": card, "token": token}
         return push(self, repo_id, **options, **upload)
@@ -280,7 +280,7 @@ def package_versions() -> dict[str, str]:
 
 @cache  # looking packages up takes longer than a small fit
 def _versions() -> dict[str, str]:
-    from . import __version__
+    from .. import __version__
 
     return {"expertsteer": __version__} | {n: version(n) for n in ("torch", "transformers")}
 

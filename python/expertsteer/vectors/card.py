@@ -6,9 +6,9 @@ import json
 import os
 from typing import Any
 
-from ._metadata import understanding
-from .support.numbers import fixed, interval, p_value, setting, short, unit
-from .support.text import code, markdown
+from ..support.numbers import fixed, interval, p_value, setting, short, unit
+from ..support.text import code, markdown
+from .metadata import understanding
 from .vectors import EVALUATED, STORED, SteeringVectors
 
 PAPER = "https://arxiv.org/abs/2505.12313"
@@ -102,7 +102,7 @@ def _provenance(vectors: SteeringVectors) -> list[tuple[str, str]]:
 
 
 def _layers(vectors: SteeringVectors) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    from .summary import describe_vectors
+    from ..summary import describe_vectors
 
     rows = describe_vectors(vectors)["layers"]
     named = {"layer": "layer", "expert_layer": "expert layer", "nats": "information (nats)"}

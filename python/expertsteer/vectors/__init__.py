@@ -1,0 +1,1 @@
+"""Steering vectors, the calibration they carry, and their card."""
