@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import expertsteer as es
-from expertsteer._equal_price import Bench
+from expertsteer._equal_price import EqualPrice
 from expertsteer._neutral import neutral_texts
 from expertsteer.baselines import DEFAULT, METHODS, OWN
 from expertsteer.calibrate import Searching
@@ -167,19 +167,19 @@ def pairs(lab: Lab, cell: Cell) -> dict:
     expert, target = lab.states(cell, cell.expert), lab.states(cell, "target")
     halves = [neutral_texts(task.model, task.neutral[i::2], task.tokenizer) for i in (0, 1)]
     searching = Searching(cell.budget)
-    bench = Bench(task.model, task.score, "kl", *halves, searching, BATCH, {})
+    equal_price = EqualPrice(task.model, task.score, "kl", *halves, searching, BATCH, {})
     nats = es.mutual_information(expert.states, target.states)
     count = len(target.layers)
     lowest = es.pair_layers(nats, count, expert_layers=expert.layers, target_layers=target.layers)
     rows = []
     for name, pairing, vectors in _fitted(cell, expert, target, lowest):
-        rows += _singles(bench, name, pairing, vectors)
+        rows += _singles(equal_price, name, pairing, vectors)
     if cell.expert in ("bundled", "itself"):  # the same for every expert
         same = LayerPairing.same(target.layers)
         identity = es.align(target, target, "identity")
         for name, method in OWN.items():
             own = es.fit_vectors(target, target, identity, same, method, seed=cell.seed)
-            rows += _singles(bench, name, same, own)
+            rows += _singles(equal_price, name, same, own)
     return {"nats": [[round(v, 3) for v in row] for row in nats.tolist()], "rows": rows}
 
 
@@ -209,15 +209,17 @@ def _fitted(
             yield "identity, rfm, same layers", same, fit(identity, same)
 
 
-def _singles(bench: Bench, name: str, pairing: LayerPairing, vectors: SteeringVectors) -> list:
+def _singles(
+    equal_price: EqualPrice, name: str, pairing: LayerPairing, vectors: SteeringVectors
+) -> list:
     """One row per target layer, each at the strength that costs the budget."""
     figures, rows = vectors.metadata["figures"], []
     for i, pair in enumerate(pairing):
-        chosen = bench.choose([vectors], [(pair.target_layer,)])
+        chosen = equal_price.choose([vectors], [(pair.target_layer,)])
         if chosen is None:  # no strength keeps the budget
             continue
-        with bench.steered(chosen) as divergence:
-            accuracy, probability = bench.score("test", "").mean(dim=0).tolist()
+        with equal_price.steered(chosen) as divergence:
+            accuracy, probability = equal_price.score("test", "").mean(dim=0).tolist()
         auc, explained = (figures.get(n) for n in ("validation_auc", "explained_variance"))
         rows.append(
             listed(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.fit import METHODS
+from expertsteer.fit import DIRECTIONS
 
 
 def planted(width_expert=14, width_target=10, examples=160, seed=5):
@@ -124,7 +124,7 @@ def test_bad_input_names_the_argument():
         es.fit_vectors(expert.take(few), target.take(few), alignment, PAIRS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DIRECTIONS)
 def test_states_that_do_not_differ_never_give_a_silent_vector(method):
     labels = torch.arange(20) % 2
     same = es.HiddenStates(torch.ones(1, 20, 4), labels)

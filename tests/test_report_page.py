@@ -11,7 +11,7 @@ import torch
 
 from expertsteer import report_page
 from expertsteer.comparison import Comparison, ComparisonRow
-from expertsteer.evaluation import CurvePoint, Evaluation, Example
+from expertsteer.evaluation import Answered, CurvePoint, Evaluation
 from expertsteer.pairing import LayerPairing
 from expertsteer.report_page import markdown_table, write_report
 from expertsteer.statistics import Interval, PairedTest
@@ -80,7 +80,7 @@ def an_evaluation(**changes):
 def examples(wins, losses, ties, text="question"):
     scores = [(0.0, 1.0)] * wins + [(1.0, 0.0)] * losses + [(1.0, 1.0)] * ties
     return tuple(
-        Example(f"{text} {i}", "yes", "no", "yes", before, after)
+        Answered(f"{text} {i}", "yes", "no", "yes", before, after)
         for i, (before, after) in enumerate(scores)
     )
 
@@ -242,7 +242,7 @@ def test_foreign_text_stays_text(tmp_path):
         method=HOSTILE,
         comparison=comparison,
         curves={HOSTILE: points, "_hidden": points},
-        examples=(Example(HOSTILE, HOSTILE, HOSTILE, "x" * 50_000, 0.0, 1.0),),
+        examples=(Answered(HOSTILE, HOSTILE, HOSTILE, "x" * 50_000, 0.0, 1.0),),
         health={"warnings": [HOSTILE], HOSTILE: [{HOSTILE: HOSTILE}]},
         excluded={HOSTILE: 1},
         settings={HOSTILE: HOSTILE, "command": HOSTILE},

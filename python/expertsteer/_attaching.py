@@ -15,7 +15,7 @@ from .models.decoder import find_decoder
 from .ops import STEER_OPERATIONS
 from .support.tensors import as_tensor, require_constants
 from .vectors.metadata import model_of
-from .vectors.vectors import STORED, SteeringVectors
+from .vectors.vectors import CALIBRATION_KEY, SteeringVectors
 
 if TYPE_CHECKING:
     from ._installed import Installed
@@ -184,7 +184,7 @@ def resolved_strength(strength: Any, experts: Mapping[Any, SteeringVectors], ope
 
 
 def _stored_strength(vectors: SteeringVectors, operation: str) -> float:
-    stored = vectors.metadata.get(STORED)
+    stored = vectors.metadata.get(CALIBRATION_KEY)
     way_out = (
         "run calibrate(model, vectors, texts, tokenizer, budget=...) and attach "
         "vectors.with_calibration(result), or give a number"
@@ -198,8 +198,8 @@ def _stored_strength(vectors: SteeringVectors, operation: str) -> float:
         known = [(tuple(entry["layers"]), entry["operation"]) for entry in stored]
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
-            f"strength='auto': metadata['{STORED}'] is damaged ({type(error).__name__}: {error}); "
-            f"{way_out}"
+            f"strength='auto': metadata['{CALIBRATION_KEY}'] is damaged "
+            f"({type(error).__name__}: {error}); {way_out}"
         ) from error
     raise ValueError(
         f"strength='auto': no stored calibration is of these vectors at layers {vectors.layers} "

@@ -34,8 +34,8 @@ class Chosen:
 
 
 @dataclass
-class Bench:
-    """A model with the scores and texts that every method is measured on.
+class EqualPrice:
+    """A model with the scores and texts that every method is measured on, all at one divergence.
 
     Attributes:
         chosen: what validation chose for each method that has a row.

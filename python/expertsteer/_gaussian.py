@@ -11,7 +11,7 @@ from torch import Tensor
 from . import ops
 from ._layers import Layers
 from ._projection import Wanted, centre, components, stacked
-from ._sampling import Rows
+from ._sampling import Draw
 from .ops.products import times_rows
 
 
@@ -58,7 +58,7 @@ class Gaussian:
     """Codes of every layer on both halves, and the information that any of their rows hold.
 
     Attributes:
-        sizes: rows in each half; a draw of rows (`Rows`) has one entry per half.
+        sizes: rows in each half; a draw of rows (`Draw`) has one entry per half.
         lost: rows that count for nothing in the variance, which goes as 1 / (rows - lost).
         null_rate: the floor that chance gives falls as N ** -null_rate.
         shrinkage: of the last estimate ``[L_x, L_y]``, 0 where the unbiased estimate exists.
@@ -79,7 +79,7 @@ class Gaussian:
         self.lost = 2 * r + 1
         self.shrinkage: Tensor | None = None
 
-    def estimate(self, rows: Rows | None = None) -> Tensor:
+    def estimate(self, rows: Draw | None = None) -> Tensor:
         """``[L_x, L_y]`` float64 in nats, the mean of both halves."""
         folds = []
         for fold, (x, y) in enumerate(self._codes):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .fit import METHODS
+from .fit import DIRECTIONS
 from .pairing import LayerPair, LayerPairing, MutualInformation
 from .rfm import RFM
 from .states.states import HiddenStates
@@ -16,7 +16,7 @@ from .vectors.vectors import SteeringVectors
 
 def method(vectors: SteeringVectors) -> str:
     named = vectors.metadata.get("method")
-    return named if named in METHODS else "rfm"
+    return named if named in DIRECTIONS else "rfm"
 
 
 def machine(vectors: SteeringVectors, rfm: RFM | None) -> RFM:

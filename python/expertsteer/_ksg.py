@@ -7,7 +7,7 @@ from torch import Tensor
 from . import ops
 from ._layers import Layers
 from ._projection import Wanted, centre, components, stacked
-from ._sampling import Rows
+from ._sampling import Draw
 from .ops.products import times_rows
 from .ops.reference_mi import on_a_grid
 
@@ -66,7 +66,7 @@ class Ksg:
         self._backend = backend
         self.sizes = [x.shape.examples]
 
-    def estimate(self, rows: Rows | None = None) -> Tensor:
+    def estimate(self, rows: Draw | None = None) -> Tensor:
         """``[L_x, L_y]`` float64 in nats."""
         x, y = self._codes
         if rows is not None:

@@ -22,7 +22,7 @@ class Answers(NamedTuple):
     texts: list[str]
 
 
-class Answered(NamedTuple):
+class Reply(NamedTuple):
     """One item and what the model, as it is now, made of it."""
 
     prompt: str
@@ -82,11 +82,11 @@ class TaskOnModel:
             self._encoded[split, prompt] = self._behind(split, prompt)
         return self.task.measure(self, self.items[split], self._encoded[split, prompt])
 
-    def examples(self, split: str = "test", prompt: str = "") -> list[Answered]:
+    def examples(self, split: str = "test", prompt: str = "") -> list[Reply]:
         """Every item of a split with what the model, as it is now, answers."""
         scores, texts = self.measure(split, prompt)
         rows = zip(self.items[split], texts, scores[:, 0].tolist())
-        return [Answered(item.prompt, item.expected, told, value) for item, told, value in rows]
+        return [Reply(item.prompt, item.expected, told, value) for item, told, value in rows]
 
     @property
     def title(self) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def neutral_excluded(made: Compared) -> dict[str, int]:
-    texts = made.bench.chosen_on, made.bench.reported_on
+    texts = made.equal_price.chosen_on, made.equal_price.reported_on
     counts = {
         "neutral texts cut to the context": sum(t.truncated for t in texts),
         "neutral texts with too few tokens": sum(t.excluded for t in texts),
@@ -39,11 +39,11 @@ def provenance(
     """Where everything came from, json values."""
     from .models.description import describe
 
-    bench, fitting = made.bench, made.fitting
+    equal_price, fitting = made.equal_price, made.fitting
     effects = sum(len(p.effects) for p in fitting.pairings.values())
     capture = expert if target is None else target
     return {
-        "target": describe(model, bench.searching.options.get("decoder_layers")),
+        "target": describe(model, equal_price.searching.options.get("decoder_layers")),
         "expert": None if expert is None else dict(expert.model),
         "contrast": None
         if capture is None
@@ -57,7 +57,7 @@ def provenance(
         },
         "neutral": {
             "texts": len(neutral),
-            "tokens": [bench.chosen_on.tokens, bench.reported_on.tokens],
+            "tokens": [equal_price.chosen_on.tokens, equal_price.reported_on.tokens],
             "hash": _hash([list(t) if not isinstance(t, str) else t for t in neutral]),
         },
         "vectors": {name: one.metadata | _shape(one) for name, one in given.items()},

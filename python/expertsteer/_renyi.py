@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._layers import Layers
-from ._sampling import Rows
+from ._sampling import Draw
 from .ops import reference_mi
 
 
@@ -46,7 +46,7 @@ class Renyi2:
         self._grams = [_grams(side) for side in (x, y)]
         self.sizes = [n]
 
-    def estimate(self, rows: Rows | None = None) -> Tensor:
+    def estimate(self, rows: Draw | None = None) -> Tensor:
         """``[L_x, L_y]`` float64 in nats."""
         x, y = self._grams
         if rows is None:

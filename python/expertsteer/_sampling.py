@@ -13,7 +13,7 @@ from .support.progress import progress
 from .support.telling import tell
 
 # Per part of the examples (the halves of cross-fitting, else one), the rows of x and of y.
-Rows = list[tuple[Tensor, Tensor]]
+Draw = list[tuple[Tensor, Tensor]]
 
 
 class Estimator(Protocol):
@@ -23,7 +23,7 @@ class Estimator(Protocol):
     lost: int
     null_rate: float
 
-    def estimate(self, rows: Rows | None = None) -> Tensor: ...
+    def estimate(self, rows: Draw | None = None) -> Tensor: ...
 
 
 KEPT = 0.8  # share of the examples in one draw of the interval

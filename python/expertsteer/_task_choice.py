@@ -10,10 +10,11 @@ import torch
 
 from ._on_model import Answers, TaskOnModel
 from ._task import Task
-from ._task_rows import Item, Unusable, answer, short, side, text
+from ._task_rows import Item, Unusable, answer, side, text
 from .models.encoding import behind_prompt, encode
 from .models.scoring import choice_sequences, log_probabilities, scorable
 from .support.numbers import fixed
+from .support.reading import short
 from .support.tensors import integers
 
 

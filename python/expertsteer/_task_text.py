@@ -13,11 +13,12 @@ from torch import Tensor
 from ._on_model import Answers, TaskOnModel
 from ._scorers import exact_match, named_scorer
 from ._task import Task
-from ._task_rows import Item, TaskError, Unusable, answer, items_of_rows, short, side, text
+from ._task_rows import Item, TaskError, Unusable, answer, items_of_rows, side, text
 from .models.encoding import behind_prompt, encode
 from .models.generation import generate_texts
 from .models.scoring import behind, log_probabilities
 from .support.numbers import fixed
+from .support.reading import short
 from .support.tensors import integers
 
 

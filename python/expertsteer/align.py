@@ -23,7 +23,7 @@ from .states.same_examples import require_same_examples
 from .states.states import HiddenStates, StoredStates
 from .support.progress import progress
 
-METHODS = ("autoencoder", "ridge", "identity")
+ALIGNMENTS = ("autoencoder", "ridge", "identity")
 SOLVERS = ("closed_form", "adam")
 ROTATIONS = ("procrustes", "none")
 
@@ -96,7 +96,7 @@ def align(
         ValueError: an unknown option, captures over different examples, layers that were not
             captured, unequal widths with ``"identity"``, fewer than two examples.
     """
-    _require_choice("method", method, METHODS)
+    _require_choice("method", method, ALIGNMENTS)
     _require_choice("solver", solver, SOLVERS)
     _require_choice("rotation", rotation, ROTATIONS)
     require_same_examples(expert, target)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ._equal_price import Bench, Score
+from ._equal_price import EqualPrice, Score
 from ._neutral import neutral_texts
 from .align import Captured
 from .baselines import (
@@ -39,7 +39,7 @@ class Compared(NamedTuple):
     """A comparison with what it was made from, for whoever wants to measure more of it."""
 
     comparison: Comparison
-    bench: Bench
+    equal_price: EqualPrice
     fitting: Fitting
     fitted: dict[str, SteeringVectors]  # of every fitted method, at all of its layers
     effect_passes: int  # over the neutral texts, for the pairs whose effect was measured
@@ -135,15 +135,17 @@ def compared(
         neutral_texts(model, neutral[i::2], tokenizer, max_length, least) for i in (0, 1)
     ]  # chosen on, reported on
     searching = Searching(limit, PASSES, start, options={"decoder_layers": decoder_layers})
-    bench = Bench(model, score, measure, *halves, searching, batch_size, dict(prices or {}))
+    equal_price = EqualPrice(
+        model, score, measure, *halves, searching, batch_size, dict(prices or {})
+    )
     subsets, effect_passes = _subsets(known, layers), 0
-    before_steering = bench.rank("validation")
+    before_steering = equal_price.rank("validation")
 
     def effect(vectors: SteeringVectors) -> float:
         nonlocal effect_passes
-        before = bench.calibrating.passes
-        chosen = bench.choose([vectors], [vectors.layers])
-        effect_passes += bench.calibrating.passes - before
+        before = equal_price.calibrating.passes
+        chosen = equal_price.choose([vectors], [vectors.layers])
+        effect_passes += equal_price.calibrating.passes - before
         if chosen is None:  # no strength meets the budget
             return 0.0
         gain, tie = (a - b for a, b in zip(chosen.rank, before_steering))
@@ -155,25 +157,25 @@ def compared(
     rows, tried = [], []
     for i in shown(range(random), "random directions", progress):
         drawn = _random(target, vectors, 1000 * seed + i)
-        row = bench.row(f"random direction {i}", "random", [drawn, -drawn], subsets)
+        row = equal_price.row(f"random direction {i}", "random", [drawn, -drawn], subsets)
         tried += [] if row is None else [row]
     if not tried:
         raise BudgetError(f"budget={budget:g} is met by no random direction; raise it")
     for name, one in shown((fitted | vectors).items(), "methods", progress):
-        row = bench.row(name, "given" if name in vectors else _kind(name), [one], subsets)
+        row = equal_price.row(name, "given" if name in vectors else _kind(name), [one], subsets)
         if row is None:
             skipped[name] = "no strength meets the budget at any layers"
         else:
             rows.append(row)
     if prompts:
-        rows.append(bench.prompt_row(prompts, neutral, tokenizer, budget))
+        rows.append(equal_price.prompt_row(prompts, neutral, tokenizer, budget))
     average, best = _summary(tried)
-    bench.chosen[best.name] = bench.chosen[max(tried, key=_score).name]
-    controls = [bench.unsteered(), average, best]
+    equal_price.chosen[best.name] = equal_price.chosen[max(tried, key=_score).name]
+    controls = [equal_price.unsteered(), average, best]
     tested = _tested(rows, controls[0], best, seed)
     seconds = time.perf_counter() - started
     made = Comparison((*controls, *tested), tuple(tried), skipped, budget, measure, seed, seconds)
-    return Compared(made, bench, fitting, fitted, effect_passes)
+    return Compared(made, equal_price, fitting, fitted, effect_passes)
 
 
 def _steerable(

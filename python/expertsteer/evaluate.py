@@ -20,7 +20,7 @@ from .vectors.vectors import SteeringVectors
 if TYPE_CHECKING:
     from .align import Captured
     from .controls import Compared
-    from .evaluation import Evaluation, Example
+    from .evaluation import Answered, Evaluation
     from .pairing import LayerPairing
     from .rfm import RFM
     from .tasks import Task, TaskOnModel
@@ -150,7 +150,7 @@ def evaluate(
     answered, outcomes = _examples(on, made, name, examples)
     wanted = (None if curves else ()) if isinstance(curves, bool) else curves
     wanted = [name] if wanted == "method" else wanted
-    drawn = strength_curves(made.bench, made.comparison, wanted, progress=progress)
+    drawn = strength_curves(made.equal_price, made.comparison, wanted, progress=progress)
     return Evaluation(
         task=on.title,
         method=name,
@@ -208,18 +208,18 @@ def _unmet(skipped: Mapping[str, str], name: str) -> bool:
 
 def _examples(
     on: TaskOnModel, made: Compared, name: str, count: int
-) -> tuple[list[Example], dict[str, int]]:
+) -> tuple[list[Answered], dict[str, int]]:
     """Test items before and after, and how many of all have which outcome."""
-    from .evaluation import Example
+    from .evaluation import Answered
 
     row, before = made.comparison.row(name), on.examples("test")
     if row.prompt is not None:
         after = on.examples("test", row.prompt)
     else:
-        with made.bench.steered(made.bench.chosen[name]):
+        with made.equal_price.steered(made.equal_price.chosen[name]):
             after = on.examples("test")
     rows = [
-        Example(b.prompt, b.expected, b.text, a.text, b.score, a.score)
+        Answered(b.prompt, b.expected, b.text, a.text, b.score, a.score)
         for b, a in zip(before, after)
     ]
     outcomes = Counter(row.outcome for row in rows)
@@ -252,10 +252,10 @@ def _health(
     """Of the fit behind the method, as json values; empty where nothing is known of it."""
     from .align import align
     from .baselines import DEFAULT, PAIRED
-    from .health import STORED, health
+    from .health import HEALTH_KEY, health
 
     if name in given:
-        return dict(given[name].metadata.get(STORED, {}))
+        return dict(given[name].metadata.get(HEALTH_KEY, {}))
     if name not in (DEFAULT, *PAIRED):
         return {}
     fitting = made.fitting
@@ -311,13 +311,13 @@ def _harness(
     """The harness's tasks under the method's setting; none for a prompt, which is no steering."""
     from .lm_eval_tasks import evaluate_lm_eval
 
-    if options is None or name not in made.bench.chosen:
+    if options is None or name not in made.equal_price.chosen:
         return ()
-    chosen = made.bench.chosen[name]
+    chosen = made.equal_price.chosen[name]
     options = {"seed": seed, "batch_size": batch_size, "progress": progress} | dict(options)
-    model = made.bench.model
+    model = made.equal_price.model
     options |= {"vectors": chosen.vectors, "strength": chosen.strength}
-    rows = evaluate_lm_eval(model, tokenizer, **made.bench.searching.options, **options)
+    rows = evaluate_lm_eval(model, tokenizer, **made.equal_price.searching.options, **options)
     return tuple(row.to_dict() for row in rows)
 
 

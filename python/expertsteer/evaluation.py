@@ -18,7 +18,7 @@ class CurvePoint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Example:
+class Answered:
     """One test item with and without steering.
 
     Attributes:
@@ -67,7 +67,7 @@ class Evaluation:
     comparison: Comparison
     curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
     pairing: LayerPairing | None = None
-    examples: tuple[Example, ...] = ()
+    examples: tuple[Answered, ...] = ()
     health: dict[str, Any] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

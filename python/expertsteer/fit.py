@@ -15,7 +15,7 @@ from .rfm import RFM, auc
 from .states.same_examples import require_same_examples
 from .vectors.vectors import SteeringVectors, package_versions
 
-METHODS = ("rfm", "mean_difference", "pca", "logistic")
+DIRECTIONS = ("rfm", "mean_difference", "pca", "logistic")
 LEAST_PER_CLASS = 4
 
 
@@ -54,8 +54,8 @@ def fit_vectors(
         ValueError: an unknown method, other examples in expert and target, fewer than four
             examples of either label, a pair whose layer was not captured.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, came {method!r}")
+    if method not in DIRECTIONS:
+        raise ValueError(f"method must be one of {DIRECTIONS}, came {method!r}")
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be a share in [0, 1), came {validation}")
     require_same_examples(expert, target)

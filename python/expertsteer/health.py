@@ -19,7 +19,7 @@ from .vectors.vectors import SteeringVectors
 if TYPE_CHECKING:
     from .rfm import RFM
 
-STORED = "health"  # the metadata's name for what `inspect` shows again
+HEALTH_KEY = "health"  # the metadata's name for what `inspect` shows again
 # Figures that are bad at or above their limit; the others are at or below it.
 MOST = ("reconstruction_error", "largest_coordinate", "largest_norm")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from .align import METHODS, ROTATIONS, SOLVERS, Captured
+from .align import ALIGNMENTS, ROTATIONS, SOLVERS, Captured
 from .alignment.alignment import Alignment
 from .calibrate import Calibration, calibrate, checked_budget
 from .contrast.contrast_set import ContrastSet
 from .contrast.stream import Source
-from .fit import METHODS as DIRECTIONS
-from .health import STORED, Health, health
+from .fit import DIRECTIONS
+from .health import HEALTH_KEY, Health, health
 from .information import ESTIMATORS
 from .models.loading import load
 from .pair import RULES, Effect, pair_layers
@@ -83,7 +83,7 @@ class ExpertSteer:
         # Before any model is loaded: a wrong word should not cost two captures.
         for name, choices in (
             ("rule", RULES),
-            ("method", METHODS),
+            ("method", ALIGNMENTS),
             ("solver", SOLVERS),
             ("rotation", ROTATIONS),
             ("estimator", ESTIMATORS),
@@ -248,7 +248,7 @@ class ExpertSteer:
         )
         if ranks.rank == 0:
             self.health_.tell()
-        return replace(vectors, metadata=vectors.metadata | {STORED: self.health_.to_dict()})
+        return replace(vectors, metadata=vectors.metadata | {HEALTH_KEY: self.health_.to_dict()})
 
     def calibrated(
         self, vectors: SteeringVectors, model: nn.Module, tokenizer: Any, options: dict[str, Any]

@@ -9,11 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .health import MOST, Health
-from .health import STORED as HEALTH
+from .health import HEALTH_KEY, MOST, Health
 from .support.numbers import fixed, setting, short
 from .vectors.metadata import understanding
-from .vectors.vectors import STORED, SteeringVectors
+from .vectors.vectors import CALIBRATION_KEY, SteeringVectors
 
 
 def describe_vectors(vectors: SteeringVectors) -> dict[str, Any]:
@@ -84,11 +83,11 @@ def _table(vectors: SteeringVectors, title: str) -> Group:
         table.add_column(_COLUMNS[name], justify="right")
     for row in document["layers"]:
         table.add_row(*(short(row.get(name)) for name in shown))
-    lines = [Text(f"{name}: {text}") for name, text in _provenance(vectors.metadata)]
-    if HEALTH not in vectors.metadata:
+    lines = [Text(f"{name}: {text}") for name, text in _origin_lines(vectors.metadata)]
+    if HEALTH_KEY not in vectors.metadata:
         return Group(table, *lines)
-    with understanding(HEALTH):
-        health = Health.from_dict(vectors.metadata[HEALTH])
+    with understanding(HEALTH_KEY):
+        health = Health.from_dict(vectors.metadata[HEALTH_KEY])
     return Group(table, *lines, health_table(health))
 
 
@@ -135,7 +134,7 @@ def _health_cell(value: float | None, bad: bool) -> Text:
     return Text(f"!{shown}", style="bold yellow") if bad else Text(shown)
 
 
-def _provenance(metadata: dict[str, Any]):
+def _origin_lines(metadata: dict[str, Any]):
     for side in ("expert", "target"):
         model = metadata.get(side)
         if model:
@@ -154,11 +153,11 @@ def _provenance(metadata: dict[str, Any]):
             yield name, str(value)
     if "pairing" in metadata:
         yield "pairing", metadata["pairing"]["rule"]
-    with understanding(STORED):
+    with understanding(CALIBRATION_KEY):
         lines = [
             f"strength {short(float(c['strength']))} at layers {tuple(c['layers'])} costs "
             f"{short(float(c['divergence']))} of {setting(c['budget'])} ({c['measure']})"
-            for c in metadata.get(STORED, [])
+            for c in metadata.get(CALIBRATION_KEY, [])
         ]
     for line in lines:
         yield "calibration", line

@@ -118,11 +118,11 @@ def import_vectors(
 
 def _strength(text: str | None, vectors, format: Format) -> float:
     from .._attaching import resolved_strength
-    from ..vectors.vectors import STORED
+    from ..vectors.vectors import CALIBRATION_KEY
 
     value: Any = text
     if text is None:
-        if vectors.metadata.get(STORED):
+        if vectors.metadata.get(CALIBRATION_KEY):
             value = "auto"
         elif format in (Format.gguf, Format.repeng_gguf):
             value = 1.0

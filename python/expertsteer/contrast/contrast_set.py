@@ -19,7 +19,7 @@ from ..support.rows import json_lines
 from .examples import Digest, Example, numbered
 from .rows import Content, ContrastSetError, PairNumbers, Record, collect, pair_row, text_row
 from .strata import strata
-from .tables import Rows, checked_columns, checked_dataset, dataset_rows, file_rows, lines_of
+from .tables import NamedRows, checked_columns, checked_dataset, dataset_rows, file_rows, lines_of
 
 __all__ = ["ContrastSet", "ContrastSetError", "Example"]
 
@@ -143,7 +143,7 @@ class ContrastSet(Sequence[Example]):
         return cls._from_records(collect("texts", rows))
 
     @classmethod
-    def _read(cls, source: str, rows: Rows) -> ContrastSet:
+    def _read(cls, source: str, rows: NamedRows) -> ContrastSet:
         records = collect(source, rows)
         try:
             return cls._from_records(records)

@@ -17,7 +17,7 @@ from ..support.paths import local_path
 from .contrast_set import ContrastSet
 from .examples import Digest, Example
 from .rows import ContrastSetError, PairNumbers, parse_all
-from .tables import Rows, checked_columns, checked_dataset, dataset_rows, file_rows
+from .tables import NamedRows, checked_columns, checked_dataset, dataset_rows, file_rows
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ContrastStream:
             between two readings.
     """
 
-    def __init__(self, name: str, rows: Callable[[], Rows], path: Path | None = None):
+    def __init__(self, name: str, rows: Callable[[], NamedRows], path: Path | None = None):
         self.name, self._rows, self._path = name, rows, path
         self._first: tuple[Any, Summary] | None = None
 

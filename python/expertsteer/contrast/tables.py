@@ -15,10 +15,10 @@ from .rows import ContrastSetError
 FIELDS = ("text", "messages", "label", "pair", "prompt", "positive", "negative")
 JSON_LINES, PARQUET = (".jsonl", ".ndjson", ".json"), (".parquet",)
 
-Rows = Iterator[tuple[str, Any]]
+NamedRows = Iterator[tuple[str, Any]]
 
 
-def file_rows(path: Path, columns: Mapping[str, str]) -> Rows:
+def file_rows(path: Path, columns: Mapping[str, str]) -> NamedRows:
     """The rows of a jsonl or parquet file, never more than some of them in memory.
 
     Raises:
@@ -44,7 +44,7 @@ def lines_of(path: Path) -> AbstractContextManager[None]:
     return reading(path, "JSON-lines file", error_type=ContrastSetError)
 
 
-def dataset_rows(dataset: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> Rows:
+def dataset_rows(dataset: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> NamedRows:
     """The rows of a `datasets.Dataset` or of any iterable of mappings."""
     names = getattr(dataset, "column_names", None)
     if isinstance(names, dict):
@@ -93,7 +93,7 @@ def checked_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
     return columns
 
 
-def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Rows:
+def _parquet_rows(path: Path, columns: Mapping[str, str]) -> NamedRows:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..folding_checkpoint import CHECKPOINTS
 from ..support.artifact_files import to_json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LICENCE_FIELDS = ("license", "license_name", "license_link")
 
 
-def model_card(
+def checkpoint_card(
     export: CheckpointExport, vectors: SteeringVectors, source: SourceCheckpoint, base_card: str
 ) -> str:
     """Markdown with the front matter that the Hub reads.
@@ -102,15 +102,11 @@ def model_card(
         "## Where the vectors come from",
         "",
         "```json",
-        json_line(to_json(_provenance(vectors))),
+        json_line(to_json({"exported_with": package_versions()} | vectors.metadata)),
         "```",
         "",
     ]
     return "\n".join(lines)
-
-
-def _provenance(vectors: SteeringVectors) -> dict[str, Any]:
-    return {"exported_with": package_versions()} | vectors.metadata
 
 
 def _licence(card: str) -> list[str]:

@@ -25,7 +25,7 @@ from ..folding_checkpoint import fold_permanently, why_not_permanent
 from ..models.decoder import find_decoder
 from ..support.writing import appearing, require_new
 from ..vectors.vectors import SteeringVectors
-from ._card import model_card
+from ._card import checkpoint_card
 from ._checkpoint_files import (
     CARD,
     Folded,
@@ -130,7 +130,7 @@ def export_checkpoint(
         copy_others(opened.folder, folder, kept)
         write_config(folder, opened, folded)
         base_card = _text(opened.folder / CARD)
-        (folder / CARD).write_text(model_card(export, vectors, opened, base_card), "utf-8")
+        (folder / CARD).write_text(checkpoint_card(export, vectors, opened, base_card), "utf-8")
         check(folder, layout, digests, folded)
     return export
 

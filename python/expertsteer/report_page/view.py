@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..comparison import Comparison, ComparisonRow
-from ..evaluation import Evaluation, Example
+from ..evaluation import Answered, Evaluation
 from ..statistics import Interval, PairedTest
 from ..support.numbers import (
     count,
@@ -221,7 +221,7 @@ def _spread(indices: Sequence[int]) -> list[int]:
     return [indices[i * len(indices) // SHOWN] for i in range(SHOWN)]
 
 
-def _example(example: Example, index: int) -> dict[str, Any]:
+def _example(example: Answered, index: int) -> dict[str, Any]:
     expected = None if example.expected is None else excerpt(example.expected, ANSWER_LENGTH)
     return {
         "long": max(len(example.unsteered), len(example.steered)) > 80,

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
-def progress(items: Iterable[Item], description: str, enabled: bool = True) -> Iterable[Item]:
+def progress(items: Iterable[T], description: str, enabled: bool = True) -> Iterable[T]:
     """Iterate with a bar on stderr that appears after two seconds."""
     return tqdm(items, desc=description, delay=2, leave=False, disable=not enabled)
 

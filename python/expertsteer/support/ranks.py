@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 # A process that dies ends the others through torchrun; one that is slow is waited for.
 PATIENCE = timedelta(days=7)
 
@@ -35,11 +35,11 @@ class Ranks:
             return cls(distributed.get_rank(), distributed.get_world_size())
         return cls()
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
+    def share(self, items: Sequence[T]) -> list[T]:
         """Every ``size``-th item: disjoint over the ranks, and all items together."""
         return list(items)[self.rank :: self.size]
 
-    def first(self, work: Callable[[], Item]) -> Item:
+    def first(self, work: Callable[[], T]) -> T:
         """What rank 0 makes, on every rank; an error that it meets is raised on every rank.
 
         On all ranks but the first the error is marked ``shown_elsewhere``.
@@ -61,7 +61,7 @@ class Ranks:
             raise error
         return value
 
-    def gather(self, value: Item) -> list[Item]:
+    def gather(self, value: T) -> list[T]:
         """The values of all ranks in their order, on every rank."""
         if self.size == 1:
             return [value]

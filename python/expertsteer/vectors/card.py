@@ -9,7 +9,7 @@ from typing import Any
 from ..support.numbers import fixed, interval, p_value, setting, short, unit
 from ..support.text import code, markdown
 from .metadata import understanding
-from .vectors import EVALUATED, STORED, SteeringVectors
+from .vectors import CALIBRATION_KEY, EVALUATION_KEY, SteeringVectors
 
 PAPER = "https://arxiv.org/abs/2505.12313"
 _LONGEST = 1000  # characters of a sentence from the metadata
@@ -48,7 +48,7 @@ def _card(vectors: SteeringVectors, repo_id: str | None) -> str:
         _opening(vectors),
         _use(vectors, repo_id),
         "## Where they came from",
-        _table(("", ""), _provenance(vectors)),
+        _table(("", ""), _origin(vectors)),
         "## Layers",
         _table(*_layers(vectors)),
         "## What they did",
@@ -69,7 +69,7 @@ def _opening(vectors: SteeringVectors) -> str:
 
 
 def _use(vectors: SteeringVectors, repo_id: str | None) -> str:
-    strength = '"auto"' if vectors.metadata.get(STORED) else "0.5"
+    strength = '"auto"' if vectors.metadata.get(CALIBRATION_KEY) else "0.5"
     lines = [
         "```python",
         "import expertsteer as es",
@@ -82,7 +82,7 @@ def _use(vectors: SteeringVectors, repo_id: str | None) -> str:
     return "\n".join(lines)
 
 
-def _provenance(vectors: SteeringVectors) -> list[tuple[str, str]]:
+def _origin(vectors: SteeringVectors) -> list[tuple[str, str]]:
     metadata, rows = vectors.metadata, []
     for side in ("expert", "target"):
         model = metadata.get(side) or {}
@@ -115,14 +115,14 @@ def _layers(vectors: SteeringVectors) -> tuple[tuple[str, ...], list[tuple[str, 
 
 def _measured(metadata: dict[str, Any]) -> list[str]:
     parts = []
-    for found in metadata.get(STORED, []):
+    for found in metadata.get(CALIBRATION_KEY, []):
         layers = markdown(", ".join(map(str, found["layers"])))
         parts.append(
             f"Calibrated: strength {short(found['strength'])} at layers {layers} costs "
             f"{short(found['divergence'], 3)} of a budget of {setting(found['budget'])} "
             f"({unit(found['measure'])}) on {markdown(found['texts'])} neutral texts."
         )
-    for measured in metadata.get(EVALUATED, []):
+    for measured in metadata.get(EVALUATION_KEY, []):
         parts += [markdown(measured["verdict"], _LONGEST)]
         parts += [f"Measured: {markdown(measured['task'])}. {_budget(measured)}"]
         parts.append(_controls(measured["rows"]))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ..evaluation import Evaluation
 
 KIND = "steering_vectors"
-STORED = "calibration"  # the metadata's name for what ``strength="auto"`` reads
-EVALUATED = "evaluation"  # and for the controls that these vectors were measured beside
+CALIBRATION_KEY = "calibration"  # the metadata's name for what ``strength="auto"`` reads
+EVALUATION_KEY = "evaluation"  # and for the controls that these vectors were measured beside
 _LAYERS = listed(WHOLE)
 
 
@@ -139,7 +139,9 @@ class SteeringVectors:
         Raises:
             ValueError: a calibration of other vectors.
         """
-        stored = {(e["fingerprint"], e["operation"]): e for e in self.metadata.get(STORED, [])}
+        stored = {
+            (e["fingerprint"], e["operation"]): e for e in self.metadata.get(CALIBRATION_KEY, [])
+        }
         for result in results:
             here = set(result.layers) <= set(self.layers)
             if not here or result.fingerprint != self.select(result.layers).fingerprint:
@@ -148,16 +150,16 @@ class SteeringVectors:
                     f"vectors than these at layers {self.layers}; calibrate these"
                 )
             stored[result.fingerprint, result.operation] = result.to_dict()
-        return replace(self, metadata=self.metadata | {STORED: list(stored.values())})
+        return replace(self, metadata=self.metadata | {CALIBRATION_KEY: list(stored.values())})
 
     def with_evaluation(self, *results: Evaluation) -> SteeringVectors:
         """The same vectors with the controls tables of their evaluations, as the model card has.
 
         An earlier evaluation of the same task is replaced. Scores of single items are left out.
         """
-        stored = {entry["task"]: entry for entry in self.metadata.get(EVALUATED, [])}
+        stored = {entry["task"]: entry for entry in self.metadata.get(EVALUATION_KEY, [])}
         stored |= {result.task: result.summary() for result in results}
-        return replace(self, metadata=self.metadata | {EVALUATED: list(stored.values())})
+        return replace(self, metadata=self.metadata | {EVALUATION_KEY: list(stored.values())})
 
     def __mul__(self, factor: float) -> SteeringVectors:
         if not isinstance(factor, (int, float)):
