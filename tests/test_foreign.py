@@ -248,7 +248,7 @@ def test_a_console_keeps_its_own_colours_and_shows_text_as_it_is():
 
 
 def test_a_card_holds_no_html_heading_or_fence_of_others():
-    text = ModelCard(model_card(hostile(), 'me/a"b\n```\n# x')).text
+    text = ModelCard(model_card(hostile().describe(), 'me/a"b\n```\n# x')).text
     outside = re.sub("`[^`\n]+`", "", text).replace("\\<", "")  # code shows what it holds
     assert "<script>" not in outside and "\x1b" not in text
     ours = [line for line in text.splitlines() if line.startswith("#")]
@@ -259,7 +259,7 @@ def test_a_card_holds_no_html_heading_or_fence_of_others():
 def test_metadata_of_another_kind_is_named_by_the_card():
     broken = es.SteeringVectors({1: torch.ones(2)}, metadata={"evaluation": [{"task": 1}]})
     with pytest.raises(es.ArtifactError, match="metadata: .*provenance .KeyError: 'verdict'"):
-        model_card(broken)
+        model_card(broken.describe())
 
 
 # Refused captures

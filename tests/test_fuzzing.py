@@ -124,7 +124,11 @@ def test_a_document_of_wrong_types_is_refused_by_name(kind, tmp_path):
 
 def shown_or_refused(found):
     """What reads metadata: the card, the table, and what asks whether vectors fit a model."""
-    for use in (model_card, partial(vectors_table, title="t"), lambda v: v + v):
+    for use in (
+        lambda v: model_card(v.describe()),
+        partial(vectors_table, title="t"),
+        lambda v: v + v,
+    ):
         try:
             use(found)
         except ValueError as error:

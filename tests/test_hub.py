@@ -81,16 +81,16 @@ def test_the_card_names_models_layers_and_settings(make_states, tmp_path):
     from huggingface_hub import ModelCard
 
     vectors = fitted(make_states)
-    card = ModelCard(model_card(vectors))
+    card = ModelCard(model_card(vectors.describe()))
     assert card.data.base_model == "some/target" and card.data.library_name == "expertsteer"
     assert "Not measured" in card.text and "strength=0.5" in card.text
     assert f"{vectors.scales[1]:.4g}" in card.text and "bandwidth 3.0" in card.text
     local = tmp_path / "private" / "my-model"
     local.mkdir(parents=True)
     hidden = replace(vectors, metadata=vectors.metadata | {"target": {"name": str(local)}})
-    text = model_card(hidden)
+    text = model_card(hidden.describe())
     assert "my-model" in text and str(tmp_path) not in text and "base_model" not in text
-    assert "made by hand" in model_card(es.SteeringVectors({0: torch.ones(2)}))
+    assert "made by hand" in model_card(es.SteeringVectors({0: torch.ones(2)}).describe())
 
 
 def test_the_card_shows_the_controls_and_their_verdict(make_states):
@@ -115,7 +115,7 @@ def test_the_card_shows_the_controls_and_their_verdict(make_states):
     ]
     found = Evaluation("answers", "ours | best", Comparison(tuple(rows), (), {}, 0.1, "kl", 0, 1.0))
     vectors = fitted(make_states).with_evaluation(found)
-    text = model_card(vectors)
+    text = model_card(vectors.describe())
     shown = re.sub(r"\\(.)", r"\1", text)  # as a reader of markdown shows it
     assert found.verdict in shown and "ours \\| best" in text
     assert "0.50 [0.20, 0.80]" in text and "values" not in str(vectors.metadata["evaluation"])

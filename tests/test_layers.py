@@ -19,7 +19,6 @@ FOLDERS = (
 ).split()
 
 HOMES = {
-    "vectors": "_metadata card vectors",
     "folding": "_conversions _foldable _folding folding_checkpoint",
     "tasks": "_on_model _scorers _task _task_choice _task_rows _task_text tasks",
     "pairing": "_choice _copies _gaussian _ksg _layers _projection _renyi _sampling information "

@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from expertsteer import ArtifactError, SteeringVectors
-from expertsteer.summary import describe_vectors, vectors_table
+from expertsteer.summary import vectors_table
 
 
 def text_of(vectors):
@@ -17,7 +17,7 @@ def text_of(vectors):
 
 def test_vectors_by_hand_are_shown_with_norms_and_scales():
     vectors = SteeringVectors({2: 3 * torch.eye(5)[0], 7: torch.eye(5)[1]}, {7: 4.0})
-    document = describe_vectors(vectors)
+    document = vectors.describe()
     assert document["layers"] == [
         {"layer": 2, "norm": 3.0, "scale": 1.0},
         {"layer": 7, "norm": 1.0, "scale": 4.0},
@@ -38,12 +38,12 @@ def test_figures_follow_their_layer_even_when_the_rule_chose_another_order():
         "expert": {"name": "sage", "architecture": "Sage", "num_layers": 6, "hidden_size": 8},
     }
     vectors = SteeringVectors({2: torch.ones(5), 7: torch.ones(5)}, metadata=metadata)
-    first, second = describe_vectors(vectors)["layers"]
+    first, second = vectors.describe()["layers"]
     assert (first["expert_layer"], first["validation_auc"], first["nats"]) == (1, 0.7, None)
     assert (second["expert_layer"], second["validation_auc"], second["nats"]) == (5, 0.9, 0.25)
     shown = text_of(vectors)
     assert "sage (Sage, 6 layers, width 8, revision not recorded)" in shown and "lowest" in shown
-    json.dumps(describe_vectors(vectors), allow_nan=False)
+    json.dumps(vectors.describe(), allow_nan=False)
 
 
 def test_calibrations_are_shown_and_damaged_ones_told():
@@ -67,5 +67,5 @@ def test_a_selection_keeps_its_figures():
         "figures": {"validation_auc": [0.6, 0.8]},
     }
     vectors = SteeringVectors({1: torch.ones(3), 4: torch.ones(3)}, metadata=metadata).select([1])
-    (row,) = describe_vectors(vectors)["layers"]
+    (row,) = vectors.describe()["layers"]
     assert (row["layer"], row["expert_layer"], row["validation_auc"]) == (1, 3, 0.8)

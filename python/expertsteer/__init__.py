@@ -7,7 +7,6 @@ The four steps of ExpertSteer (arXiv 2505.12313): capture and `align`, `mutual_i
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 # Eager, unlike the rest: the submodules have the functions' names, and importing them later from
@@ -16,6 +15,7 @@ from .align import align
 from .calibrate import calibrate
 from .evaluate import evaluate
 from .health import health
+from .support.versions import VERSION as __version__
 
 # Public name -> the module that defines it; imported on first use, so that `import expertsteer`
 # loads neither transformers nor matplotlib.
@@ -30,8 +30,8 @@ _PUBLIC = {
     "ContrastSet": "contrast.contrast_set",
     "ContrastSetError": "contrast.rows",
     "ContrastStream": "contrast.stream",
-    "SteeringVectors": "vectors",
-    "Calibration": "calibrate",
+    "SteeringVectors": "vectors.vectors",
+    "Calibration": "vectors.calibration",
     "Comparison": "comparison",
     "Health": "health",
     "HealthWarning": "health",
@@ -104,11 +104,6 @@ __all__ = [
     "tokens_at",
 ]
 
-try:
-    __version__ = version("expertsteer")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
@@ -126,7 +121,6 @@ if TYPE_CHECKING:
     from ._bank import Gate
     from ._given_positions import UnsteeredWarning, tokens_at
     from .alignment.alignment import Alignment
-    from .calibrate import Calibration
     from .comparison import Comparison
     from .concepts import fit_concepts
     from .contrast.contrast_set import ContrastSet, ContrastSetError
@@ -146,4 +140,5 @@ if TYPE_CHECKING:
     from .steer import Steering, attach, detach
     from .support.artifact_files import ArtifactError
     from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task
+    from .vectors.calibration import Calibration
     from .vectors.vectors import SteeringVectors

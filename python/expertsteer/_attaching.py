@@ -15,7 +15,7 @@ from .models.decoder import find_decoder
 from .ops import STEER_OPERATIONS
 from .support.tensors import as_tensor, require_constants
 from .vectors.metadata import model_of
-from .vectors.vectors import CALIBRATION_KEY, SteeringVectors
+from .vectors.vectors import SteeringVectors
 
 if TYPE_CHECKING:
     from ._installed import Installed
@@ -179,33 +179,8 @@ def resolved_strength(strength: Any, experts: Mapping[Any, SteeringVectors], ope
                 f"strength='auto' needs one SteeringVectors, came {len(experts)}, whose strengths "
                 "were calibrated one by one; calibrate their sum, or give a number"
             )
-        return _stored_strength(next(iter(experts.values())), operation)
+        return next(iter(experts.values())).calibrated_strength(operation)
     return finite_number("strength", strength)
-
-
-def _stored_strength(vectors: SteeringVectors, operation: str) -> float:
-    stored = vectors.metadata.get(CALIBRATION_KEY)
-    way_out = (
-        "run calibrate(model, vectors, texts, tokenizer, budget=...) and attach "
-        "vectors.with_calibration(result), or give a number"
-    )
-    if not stored:
-        raise ValueError(f"strength='auto': the vectors hold no calibration; {way_out}")
-    try:
-        for entry in stored:
-            if (entry["fingerprint"], entry["operation"]) == (vectors.fingerprint, operation):
-                return resolved_strength(float(entry["strength"]), {}, operation)
-        known = [(tuple(entry["layers"]), entry["operation"]) for entry in stored]
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"strength='auto': metadata['{CALIBRATION_KEY}'] is damaged "
-            f"({type(error).__name__}: {error}); {way_out}"
-        ) from error
-    raise ValueError(
-        f"strength='auto': no stored calibration is of these vectors at layers {vectors.layers} "
-        f"with operation {operation!r}; stored are {known}, of the vectors as they were then; "
-        f"{way_out}"
-    )
 
 
 def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_model: bool) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .vectors.vectors import SteeringVectors, package_versions
+from .support.versions import package_versions
+from .vectors.vectors import SteeringVectors
 
 if TYPE_CHECKING:
     from .align import Captured

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from ._attaching import by_name
 from ._bracket import Bracket, search
 from ._neutral import MEASURES, Divergence, NeutralTexts, neutral_texts
+from .steer import attach
+from .vectors.calibration import Calibration
 from .vectors.vectors import SteeringVectors
 
 PASSES = 12
@@ -25,53 +28,6 @@ COARSE = 1.1  # ratio of the bracket's ends from which on a result says so
 
 class BudgetError(ValueError):
     """No strength meets the budget."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The largest strength found whose divergence keeps within the budget.
-
-    Attributes:
-        strength: it was measured itself, and so was every point of ``curve``.
-        divergence: at that strength: nats per token, or a ratio of perplexities.
-        budget, measure: as asked for; operation: what was calibrated.
-        layers: the steered layers.
-        curve: ``(strength, divergence)``, strengths rising; infinite where outputs were not finite.
-        next_strength: the next larger measured strength, over the budget; ``None`` where no
-            measured strength exceeds it.
-        monotonic: whether the measured divergence rises up to ``next_strength`` and stays above
-            the budget beyond.
-        passes: how often all texts went through the model, each strength counted for itself;
-            sweeps: the same when the strengths of one batch count once.
-        texts, tokens: what was measured on; truncated, excluded: texts cut at the end of the
-            context, and texts left out since they have too few tokens.
-        warnings: what else should be known, in words.
-        fingerprint: of the vectors at these layers.
-    """
-
-    strength: float
-    divergence: float
-    budget: float
-    measure: str
-    operation: str
-    layers: tuple[int, ...]
-    curve: tuple[tuple[float, float], ...]
-    next_strength: float | None
-    monotonic: bool
-    passes: int
-    sweeps: int
-    texts: int
-    tokens: int
-    truncated: int
-    excluded: int
-    warnings: tuple[str, ...]
-    fingerprint: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Json values; an infinite divergence is null."""
-        curve = [[s, d if math.isfinite(d) else None] for s, d in self.curve]
-        lists = {"layers": list(self.layers), "curve": curve, "warnings": list(self.warnings)}
-        return asdict(self) | lists
 
 
 def calibrate(
@@ -132,8 +88,6 @@ def calibrate(
         UserWarning: texts cut or left out, a divergence that is not monotonic, a budget not
             reached, a coarse bracket; the result holds the same words.
     """
-    from ._attaching import by_name  # late: the package imports this module, and that one scipy
-
     experts = {None: vectors} if isinstance(vectors, SteeringVectors) else by_name(vectors)
     limit = checked_budget(budget, measure)
     options = {"operation": operation, "decoder_layers": decoder_layers, "check_model": check_model}
@@ -196,8 +150,6 @@ def calibrated(
     Raises:
         BudgetError: no strength meets the budget.
     """
-    from .steer import attach
-
     limit, options = searching.limit, searching.options
     passes, sweeps = divergence.passes, divergence.sweeps
     left = searching.max_passes + passes

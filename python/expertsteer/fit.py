@@ -13,7 +13,8 @@ from .alignment.alignment import Alignment
 from .pairing import LayerPairing
 from .rfm import RFM, auc
 from .states.same_examples import require_same_examples
-from .vectors.vectors import SteeringVectors, package_versions
+from .support.versions import package_versions
+from .vectors.vectors import SteeringVectors
 
 DIRECTIONS = ("rfm", "mean_difference", "pca", "logistic")
 LEAST_PER_CLASS = 4

@@ -11,7 +11,7 @@ from torch import nn
 
 from .align import ALIGNMENTS, ROTATIONS, SOLVERS, Captured
 from .alignment.alignment import Alignment
-from .calibrate import Calibration, calibrate, checked_budget
+from .calibrate import calibrate, checked_budget
 from .contrast.contrast_set import ContrastSet
 from .contrast.stream import Source
 from .fit import DIRECTIONS
@@ -26,6 +26,7 @@ from .states.in_memory import capture
 from .states.on_disk import capture_to
 from .support.paths import local_path
 from .support.ranks import Ranks
+from .vectors.calibration import Calibration
 from .vectors.vectors import SteeringVectors
 
 

@@ -1,4 +1,4 @@
-"""What a set of steering vectors holds, for people (a table) and for machines (a document)."""
+"""What a set of steering vectors holds, as a table."""
 
 from __future__ import annotations
 
@@ -11,46 +11,8 @@ from rich.text import Text
 
 from .health import HEALTH_KEY, MOST, Health
 from .support.numbers import fixed, setting, short
-from .vectors.metadata import understanding
-from .vectors.vectors import CALIBRATION_KEY, SteeringVectors
-
-
-def describe_vectors(vectors: SteeringVectors) -> dict[str, Any]:
-    """Json values: width, one entry per layer (norm, scale, partner, figures), provenance."""
-    partner, figures = _partners(vectors.metadata)
-    layers = []
-    for layer, vector in vectors.vectors.items():
-        entry = {
-            "layer": layer,
-            "norm": float(vector.double().norm()),
-            "scale": vectors.scales[layer],
-        }
-        if layer in partner:
-            row, pair = partner[layer]
-            entry |= {"expert_layer": pair["expert_layer"], "nats": pair["nats"]}
-            entry |= {name: values[row] for name, values in figures.items()}
-        layers.append(entry)
-    return {"width": vectors.width, "layers": layers, "metadata": vectors.metadata}
-
-
-def _partners(metadata: dict[str, Any]) -> tuple[dict[int, tuple[int, dict]], dict[str, list]]:
-    """Each target layer's row and pair, and the figures per row; checked, since files are edited.
-
-    Raises:
-        ArtifactError: metadata that `fit_vectors` cannot have written.
-    """
-    with understanding("pairing"):
-        pairs = metadata.get("pairing", {}).get("pairs", [])
-        partner = {p["target_layer"]: (row, p) for row, p in enumerate(pairs)}
-        figures = metadata.get("figures", {})
-        for name, values in figures.items():
-            if len(values) < len(pairs):
-                raise ValueError(f"{name} holds {len(values)} figures for {len(pairs)} pairs")
-        for model in (metadata.get(side) for side in ("expert", "target")):
-            if model is not None and not isinstance(model, dict):
-                raise TypeError(f"a model is described by a dict, came {model!r}")
-    return partner, figures
-
+from .vectors.metadata import CALIBRATION_KEY, understanding
+from .vectors.vectors import SteeringVectors
 
 _COLUMNS = {
     "layer": "layer",
@@ -76,7 +38,7 @@ def vectors_table(vectors: SteeringVectors, title: str) -> Group:
 
 
 def _table(vectors: SteeringVectors, title: str) -> Group:
-    document = describe_vectors(vectors)
+    document = vectors.describe()
     shown = [name for name in _COLUMNS if any(name in row for row in document["layers"])]
     table = Table(title=f"{title}: width {vectors.width}")
     for name in shown:

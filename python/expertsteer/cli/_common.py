@@ -37,10 +37,10 @@ CheckModel = Annotated[bool, typer.Option(help="Refuse vectors of another model.
 
 def show(vectors, folder: Path | str, as_json: bool) -> None:
     """What a folder of steering vectors holds, as a table or as json."""
-    from ..summary import describe_vectors, vectors_table
+    from ..summary import vectors_table
 
     try:
-        shown = describe_vectors(vectors) if as_json else vectors_table(vectors, str(folder))
+        shown = vectors.describe() if as_json else vectors_table(vectors, str(folder))
     except ArtifactError as error:  # of the metadata, which know no file
         raise ArtifactError(f"{folder}: {error}") from error
     if as_json:

@@ -118,7 +118,7 @@ def import_vectors(
 
 def _strength(text: str | None, vectors, format: Format) -> float:
     from .._attaching import resolved_strength
-    from ..vectors.vectors import CALIBRATION_KEY
+    from ..vectors.metadata import CALIBRATION_KEY
 
     value: Any = text
     if text is None:

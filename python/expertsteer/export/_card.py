@@ -9,7 +9,8 @@ from ..folding_checkpoint import CHECKPOINTS
 from ..support.artifact_files import to_json
 from ..support.numbers import setting, short
 from ..support.text import clean, code, json_line, markdown
-from ..vectors.vectors import SteeringVectors, package_versions
+from ..support.versions import package_versions
+from ..vectors.vectors import SteeringVectors
 from ._source import SourceCheckpoint
 
 if TYPE_CHECKING:

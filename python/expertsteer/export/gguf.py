@@ -34,9 +34,10 @@ from ..support.reading import (
     load_json,
     reading,
 )
+from ..support.versions import package_versions
 from ..support.writing import replacing
 from ..vectors.metadata import model_of
-from ..vectors.vectors import SteeringVectors, package_versions
+from ..vectors.vectors import SteeringVectors
 from ._directions import checked_vectors, directions, from_directions, new_file, require_same
 from ._gguf_header import require_whole
 

@@ -29,8 +29,9 @@ from ..support.reading import (
     optional,
     reading,
 )
+from ..support.versions import package_versions
 from ..support.writing import replacing
-from ..vectors.vectors import SteeringVectors, package_versions
+from ..vectors.vectors import SteeringVectors
 from ._archives import checked_archive
 from ._directions import checked_vectors, new_file
 

@@ -7,12 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..evaluation import Evaluation
 from ..report import can_plot
 from ..support.artifact_files import to_json
 from ..support.numbers import count
 from ..support.paths import local_path
+from ..support.versions import VERSION
 from ..support.writing import made_folder, replacing
 from . import charts
 from .curve import chosen_points, draw_curve
@@ -48,7 +48,7 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike) -> Path:
     # The figures first: what cannot be drawn, or has no room any more, must not cost them.
     _write(folder / DOCUMENT, document)
     _write(folder / TABLE, table)
-    page = _template().render(**values, **_charts(evaluation, folder), version=__version__)
+    page = _template().render(**values, **_charts(evaluation, folder), version=VERSION)
     _write(folder / PAGE, page)
     return folder / PAGE
 

@@ -1,42 +1,42 @@
-"""Steering vectors on the Hugging Face Hub: one repository each, with a model card."""
+"""Artefacts on the Hugging Face Hub: one repository each, with a card."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..vectors.vectors import SteeringVectors
+from typing import Any
 
 CARD = "README.md"
 
 
 def push(
-    vectors: SteeringVectors,
+    write: Callable[[str], Any],
+    card: str,
     repo_id: str,
     *,
     private: bool | None = None,
     revision: str | None = None,
-    card: str | None = None,
     token: str | None = None,
     **upload: Any,
 ) -> str:
-    """Upload vectors; see `SteeringVectors.push_to_hub`."""
+    """Upload what ``write(folder)`` writes, with ``card`` as the README; see
+    `SteeringVectors.push_to_hub`.
+
+    Raises:
+        ValueError: a repository that cannot be made or written.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    from ..vectors.card import model_card
-
-    upload = {"commit_message": "Upload steering vectors"} | upload
     try:
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not upload.get("create_pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            vectors.save_pretrained(folder)
-            Path(folder, CARD).write_text(card or model_card(vectors, repo_id), "utf-8")
+            write(folder)
+            Path(folder, CARD).write_text(card, "utf-8")
             done = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=revision, **upload
             )

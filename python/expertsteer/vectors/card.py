@@ -8,33 +8,33 @@ from typing import Any
 
 from ..support.numbers import fixed, interval, p_value, setting, short, unit
 from ..support.text import code, markdown
-from .metadata import understanding
-from .vectors import CALIBRATION_KEY, EVALUATION_KEY, SteeringVectors
+from .metadata import CALIBRATION_KEY, EVALUATION_KEY, understanding
 
 PAPER = "https://arxiv.org/abs/2505.12313"
 _LONGEST = 1000  # characters of a sentence from the metadata
 
 
-def model_card(vectors: SteeringVectors, repo_id: str | None = None) -> str:
-    """A Hub model card (markdown under a yaml head) from the provenance that the vectors carry.
+def model_card(document: dict[str, Any], repo_id: str | None = None) -> str:
+    """A Hub model card (markdown under a yaml head) from the provenance that vectors carry.
 
     What was not recorded is left out, what was not measured says so. Folders that models were
     loaded from are named by their last part only.
 
     Args:
+        document: of the vectors (`SteeringVectors.describe`).
         repo_id: where the vectors will be found; without it the example says ``path/or/id``.
 
     Raises:
         ArtifactError: metadata of another kind than this package writes.
     """
     with understanding("provenance"):
-        return _card(vectors, repo_id)
+        return _card(document, repo_id)
 
 
-def _card(vectors: SteeringVectors, repo_id: str | None) -> str:
+def _card(document: dict[str, Any], repo_id: str | None) -> str:
     from huggingface_hub import ModelCardData
 
-    metadata = vectors.metadata
+    metadata = document["metadata"]
     head = ModelCardData(
         library_name="expertsteer",
         tags=["steering-vectors", "activation-steering", "expertsteer"],
@@ -45,31 +45,31 @@ def _card(vectors: SteeringVectors, repo_id: str | None) -> str:
     parts = [
         f"---\n{head.to_yaml()}\n---",
         f"# {markdown(title)}",
-        _opening(vectors),
-        _use(vectors, repo_id),
+        _opening(document),
+        _use(metadata, repo_id),
         "## Where they came from",
-        _table(("", ""), _origin(vectors)),
+        _table(("", ""), _origin(metadata)),
         "## Layers",
-        _table(*_layers(vectors)),
+        _table(*_layers(document["layers"])),
         "## What they did",
         *_measured(metadata),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _opening(vectors: SteeringVectors) -> str:
-    target, expert = (_name(vectors.metadata.get(side)) for side in ("target", "expert"))
+def _opening(document: dict[str, Any]) -> str:
+    target, expert = (_name(document["metadata"].get(side)) for side in ("target", "expert"))
     target = markdown(target) if target else "a model"
     learned = f", learned from the hidden states of {markdown(expert)}" if expert else ""
     return (
-        f"Steering vectors for {target} of width {vectors.width}{learned}. They are "
+        f"Steering vectors for {target} of width {document['width']}{learned}. They are "
         "added to the hidden states while the model generates; no weight was trained. The method "
         f"is [ExpertSteer]({PAPER})."
     )
 
 
-def _use(vectors: SteeringVectors, repo_id: str | None) -> str:
-    strength = '"auto"' if vectors.metadata.get(CALIBRATION_KEY) else "0.5"
+def _use(metadata: dict[str, Any], repo_id: str | None) -> str:
+    strength = '"auto"' if metadata.get(CALIBRATION_KEY) else "0.5"
     lines = [
         "```python",
         "import expertsteer as es",
@@ -82,8 +82,8 @@ def _use(vectors: SteeringVectors, repo_id: str | None) -> str:
     return "\n".join(lines)
 
 
-def _origin(vectors: SteeringVectors) -> list[tuple[str, str]]:
-    metadata, rows = vectors.metadata, []
+def _origin(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
     for side in ("expert", "target"):
         model = metadata.get(side) or {}
         if model:
@@ -101,10 +101,7 @@ def _origin(vectors: SteeringVectors) -> list[tuple[str, str]]:
     return rows or [("", "not recorded: made by hand")]
 
 
-def _layers(vectors: SteeringVectors) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    from ..summary import describe_vectors
-
-    rows = describe_vectors(vectors)["layers"]
+def _layers(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     named = {"layer": "layer", "expert_layer": "expert layer", "nats": "information (nats)"}
     named |= {"norm": "norm", "scale": "scale", "validation_auc": "validation AUC"}
     shown = [key for key in named if any(row.get(key) is not None for row in rows)]

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..support.reading import OBJECT, TEXT, WHOLE, checked_field, optional, reading
 
+CALIBRATION_KEY = "calibration"  # what ``strength="auto"`` reads
+EVALUATION_KEY = "evaluation"  # the controls that the vectors were measured beside
 _MODEL = {
     "name": TEXT,
     "revision": TEXT,
@@ -45,3 +47,19 @@ def model_of(metadata: Mapping[str, Any], side: str, where: Any = "metadata") ->
     for name, kind in _MODEL.items():
         checked_field(model, name, optional(kind), f"{where}, {side}", default=None)
     return dict(model)
+
+
+def require_same_target(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Vectors fitted for different models do not add up to one for either."""
+    a, b = (model_of(m, "target") for m in (first, second))
+    for name in ("architecture", "num_layers", "hidden_size"):
+        if name in a and name in b and a[name] != b[name]:
+            raise ValueError(
+                f"cannot add vectors fitted for different models: {name} {a[name]!r} and "
+                f"{b[name]!r}"
+            )
+
+
+def shared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """What two provenances agree on; what they do not is kept under ``sum_of``."""
+    return {k: v for k, v in first.items() if second.get(k) == v}

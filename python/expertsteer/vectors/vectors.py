@@ -7,26 +7,23 @@ import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..support.artifact_files import parsing, read_artifact, write_artifact
+from ..support.hub import download, push
 from ..support.paths import local_path
 from ..support.reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
 from ..support.tensors import as_tensor, require_constants, require_finite
-from .metadata import model_of
-
-if TYPE_CHECKING:
-    from ..calibrate import Calibration
-    from ..evaluation import Evaluation
+from ..support.versions import package_versions
+from .calibration import Calibration, stored_strength
+from .card import model_card
+from .document import described
+from .metadata import CALIBRATION_KEY, EVALUATION_KEY, model_of, require_same_target, shared
 
 KIND = "steering_vectors"
-CALIBRATION_KEY = "calibration"  # the metadata's name for what ``strength="auto"`` reads
-EVALUATION_KEY = "evaluation"  # and for the controls that these vectors were measured beside
 _LAYERS = listed(WHOLE)
 
 
@@ -129,6 +126,23 @@ class SteeringVectors:
             digest.update(self.displacement(layer).double().cpu().numpy().tobytes())
         return digest.hexdigest()[:32]
 
+    def describe(self) -> dict[str, Any]:
+        """Json values: width, one entry per layer (norm, scale, partner, figures), metadata.
+
+        Raises:
+            ArtifactError: metadata of another kind than this package writes.
+        """
+        return described(self.vectors, self.scales, self.metadata)
+
+    def calibrated_strength(self, operation: str = "add") -> float:
+        """What ``strength="auto"`` stands for: of the calibration that the vectors carry.
+
+        Raises:
+            ValueError: none is of exactly these vectors, at these layers.
+        """
+        entries = self.metadata.get(CALIBRATION_KEY)
+        return stored_strength(entries, self.fingerprint, self.layers, operation)
+
     def with_calibration(self, *results: Calibration) -> SteeringVectors:
         """The same vectors, which then can be attached with ``strength="auto"``.
 
@@ -152,10 +166,13 @@ class SteeringVectors:
             stored[result.fingerprint, result.operation] = result.to_dict()
         return replace(self, metadata=self.metadata | {CALIBRATION_KEY: list(stored.values())})
 
-    def with_evaluation(self, *results: Evaluation) -> SteeringVectors:
+    def with_evaluation(self, *results: Any) -> SteeringVectors:
         """The same vectors with the controls tables of their evaluations, as the model card has.
 
         An earlier evaluation of the same task is replaced. Scores of single items are left out.
+
+        Args:
+            results: `Evaluation`, or whatever has a ``task`` and a ``summary()`` of it.
         """
         stored = {entry["task"]: entry for entry in self.metadata.get(EVALUATION_KEY, [])}
         stored |= {result.task: result.summary() for result in results}
@@ -182,14 +199,14 @@ class SteeringVectors:
             return NotImplemented
         if self.width != other.width:
             raise ValueError(f"cannot add vectors of width {self.width} and {other.width}")
-        _require_same_target(self.metadata, other.metadata)
+        require_same_target(self.metadata, other.metadata)
         scales = other.scales | self.scales
         vectors = {
             layer: sum(v.displacement(layer) for v in (self, other) if layer in v.vectors) / scale
             for layer, scale in scales.items()
         }
         parts = [v.metadata for v in (self, other)]
-        return SteeringVectors(vectors, scales, {**_shared(*parts), "sum_of": parts})
+        return SteeringVectors(vectors, scales, {**shared(*parts), "sum_of": parts})
 
     def __sub__(self, other: SteeringVectors) -> SteeringVectors:
         if not isinstance(other, SteeringVectors):
@@ -219,8 +236,6 @@ class SteeringVectors:
         """
         folder = local_path(folder_or_hub_id, "folder_or_hub_id")
         if not folder.is_dir():
-            from ..support.hub import download
-
             folder = download(str(folder_or_hub_id), revision, KIND)
         tensors, header = read_artifact(folder, KIND)
         where = folder / f"{KIND}.safetensors"
@@ -269,22 +284,10 @@ class SteeringVectors:
         Raises:
             ValueError: a repository that cannot be made or written.
         """
-        from ..support.hub import push
-
-        options = {"private": private, "revision": revision, "card": card, "token": token}
-        return push(self, repo_id, **options, **upload)
-
-
-def package_versions() -> dict[str, str]:
-    """The versions that decide whether a fit can be repeated."""
-    return dict(_versions())
-
-
-@cache  # looking packages up takes longer than a small fit
-def _versions() -> dict[str, str]:
-    from .. import __version__
-
-    return {"expertsteer": __version__} | {n: version(n) for n in ("torch", "transformers")}
+        upload = {"commit_message": "Upload steering vectors"} | upload
+        card = card or model_card(self.describe(), repo_id)
+        options = {"private": private, "revision": revision, "token": token}
+        return push(self.save_pretrained, card, repo_id, **options, **upload)
 
 
 def _layer_index(layer: Any) -> int:
@@ -292,19 +295,3 @@ def _layer_index(layer: Any) -> int:
         return operator.index(layer)
     except TypeError:
         raise ValueError(f"vectors: layers are whole numbers, came {layer!r}") from None
-
-
-def _require_same_target(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Vectors fitted for different models do not add up to one for either."""
-    a, b = (model_of(m, "target") for m in (first, second))
-    for name in ("architecture", "num_layers", "hidden_size"):
-        if name in a and name in b and a[name] != b[name]:
-            raise ValueError(
-                f"cannot add vectors fitted for different models: {name} {a[name]!r} and "
-                f"{b[name]!r}"
-            )
-
-
-def _shared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """What two provenances agree on; what they do not is kept under ``sum_of``."""
-    return {k: v for k, v in first.items() if second.get(k) == v}
