@@ -5,11 +5,13 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.special import digamma
 
-from expertsteer import _gaussian, _ksg, ops
-from expertsteer._layers import Layers
-from expertsteer._projection import BLOCK, Wanted, depth, gram_serves, stacked
+from expertsteer import ops
 from expertsteer.ops import reference_mi
 from expertsteer.ops.reference_mi import on_a_grid
+from expertsteer.pairing import gaussian as _gaussian
+from expertsteer.pairing import ksg as _ksg
+from expertsteer.pairing.layers import Layers
+from expertsteer.pairing.projection import BLOCK, Wanted, depth, gram_serves, stacked
 
 COMPONENTS = 32
 

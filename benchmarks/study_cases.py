@@ -21,7 +21,7 @@ from expertsteer._neutral import neutral_texts
 from expertsteer.baselines import DEFAULT, METHODS, OWN
 from expertsteer.calibrate import Searching
 from expertsteer.controls import compare
-from expertsteer.pairing import LayerPairing
+from expertsteer.pairing.layer_pairs import LayerPairing
 from expertsteer.states.in_memory import capture
 from expertsteer.states.states import HiddenStates
 from expertsteer.vectors.vectors import SteeringVectors

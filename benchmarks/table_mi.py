@@ -19,8 +19,9 @@ from statistics import median
 import torch
 
 import mi_cases as cases
-from expertsteer import _gaussian, ops
+from expertsteer import ops
 from expertsteer.ops import products
+from expertsteer.pairing import gaussian as _gaussian
 
 
 def seconds(work, rounds):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer._subspace import principal_axes
-from expertsteer.align import align_pairs
+from expertsteer.alignment.aligning import align_pairs
+from expertsteer.alignment.subspace import principal_axes
 
 WIDTHS = [(9, 14), (12, 12), (17, 10)]
 

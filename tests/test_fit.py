@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.fit import DIRECTIONS
+from expertsteer.fitting.fitting import DIRECTIONS
 
 
 def planted(width_expert=14, width_target=10, examples=160, seed=5):
@@ -81,7 +81,7 @@ def test_the_fit_can_be_repeated():
 
 
 def test_pairs_are_never_split_between_fit_and_validation():
-    from expertsteer._holdout import split
+    from expertsteer.fitting.holdout import split
 
     labels, pairs = torch.arange(60) % 2, torch.arange(60) // 2
     pairs[40:] = -1

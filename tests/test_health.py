@@ -10,8 +10,8 @@ from rich.console import Console
 
 import expertsteer as es
 from expertsteer import demo
-from expertsteer._resampling import draw_halves
-from expertsteer.health import PairHealth
+from expertsteer.fitting.halves import draw_halves
+from expertsteer.fitting.health_report import PairHealth
 from expertsteer.summary import vectors_table
 
 

@@ -7,8 +7,8 @@ import torch
 
 import expertsteer as es
 from expertsteer import ops
-from expertsteer._gaussian import gaussian_bias
-from expertsteer._projection import Wanted, centre, components
+from expertsteer.pairing.gaussian import gaussian_bias
+from expertsteer.pairing.projection import Wanted, centre, components
 from planted import gaussian_pair, hidden_in_thousands
 
 

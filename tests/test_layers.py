@@ -21,13 +21,9 @@ FOLDERS = (
 HOMES = {
     "folding": "_conversions _foldable _folding folding_checkpoint",
     "tasks": "_on_model _scorers _task _task_choice _task_rows _task_text tasks",
-    "pairing": "_choice _copies _gaussian _ksg _layers _projection _renyi _sampling information "
-    "pair pairing",
-    "alignment": "_subspace align",
     "steering": "_attaching _bank _changing _checkpointing _contradictions _decoder_slots "
     "_diagnosis _entry _given_positions _installed _outer_slots _positions _prompt _slots _traced "
     "_tracks steer",
-    "fitting": "_holdout _health_checks _health_figures _health_sources _resampling fit health",
     "calibration": "_bracket _neutral calibrate",
     "pipeline": "concepts pipeline spread",
     "evaluation": "_curves _equal_price _provenance baselines bench comparison controls evaluate "

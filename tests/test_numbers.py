@@ -21,7 +21,14 @@ from expertsteer.support import numbers
 from expertsteer.support.numbers import fixed, interval, number, p_text, rough, setting, short
 
 PACKAGE = Path(expertsteer.__file__).parent
-SHOWS = ("report.py", "summary.py", "heat.py", "card.py", "statistics.py", "export/_card.py")
+SHOWS = (
+    "report.py",
+    "summary.py",
+    "heat.py",
+    "vectors/card.py",
+    "statistics.py",
+    "export/_card.py",
+)
 
 
 @given(st.floats(-1e6, 1e6), st.integers(0, 4), st.booleans(), st.booleans())

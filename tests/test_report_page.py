@@ -12,7 +12,7 @@ import torch
 from expertsteer import report_page
 from expertsteer.comparison import Comparison, ComparisonRow
 from expertsteer.evaluation import Answered, CurvePoint, Evaluation
-from expertsteer.pairing import LayerPairing
+from expertsteer.pairing.layer_pairs import LayerPairing
 from expertsteer.report_page import markdown_table, write_report
 from expertsteer.statistics import Interval, PairedTest
 from expertsteer.support.numbers import number

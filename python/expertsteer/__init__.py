@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 # Eager, unlike the rest: the submodules have the functions' names, and importing them later from
 # inside the package would put the modules in the functions' place.
-from .align import align
 from .calibrate import calibrate
 from .evaluate import evaluate
-from .health import health
 from .support.versions import VERSION as __version__
 
 # Public name -> the module that defines it; imported on first use, so that `import expertsteer`
@@ -22,9 +20,9 @@ from .support.versions import VERSION as __version__
 _PUBLIC = {
     "Alignment": "alignment.alignment",
     "HiddenStates": "states.states",
-    "LayerPair": "pairing",
-    "LayerPairing": "pairing",
-    "MutualInformation": "pairing",
+    "LayerPair": "pairing.layer_pairs",
+    "LayerPairing": "pairing.layer_pairs",
+    "MutualInformation": "pairing.layer_pairs",
     "StoredStates": "states.states",
     "ArtifactError": "support.reading",
     "ContrastSet": "contrast.contrast_set",
@@ -33,8 +31,8 @@ _PUBLIC = {
     "SteeringVectors": "vectors.vectors",
     "Calibration": "vectors.calibration",
     "Comparison": "comparison",
-    "Health": "health",
-    "HealthWarning": "health",
+    "Health": "fitting.health_report",
+    "HealthWarning": "fitting.health_report",
     "compare": "controls",
     "Evaluation": "evaluation",
     "Generation": "tasks",
@@ -43,13 +41,15 @@ _PUBLIC = {
     "Perplexity": "tasks",
     "TaskError": "tasks",
     "load_task": "tasks",
+    "align": "alignment.aligning",
+    "health": "fitting.checking",
     "capture": "states.in_memory",
     "capture_to": "states.on_disk",
-    "mutual_information": "information",
-    "pair_layers": "pair",
+    "mutual_information": "pairing.information",
+    "pair_layers": "pairing.rules",
     "RFM": "rfm",
     "fit_concepts": "concepts",
-    "fit_vectors": "fit",
+    "fit_vectors": "fitting.fitting",
     "Gate": "_bank",
     "Steering": "steer",
     "attach": "steer",
@@ -127,11 +127,11 @@ if TYPE_CHECKING:
     from .contrast.stream import ContrastStream
     from .controls import compare
     from .evaluation import Evaluation
-    from .fit import fit_vectors
-    from .health import Health, HealthWarning
-    from .information import mutual_information
-    from .pair import pair_layers
-    from .pairing import LayerPair, LayerPairing, MutualInformation
+    from .fitting.fitting import fit_vectors
+    from .fitting.health_report import Health, HealthWarning
+    from .pairing.information import mutual_information
+    from .pairing.layer_pairs import LayerPair, LayerPairing, MutualInformation
+    from .pairing.rules import pair_layers
     from .pipeline import ExpertSteer
     from .rfm import RFM
     from .states.in_memory import capture

@@ -14,8 +14,8 @@ from .support.versions import package_versions
 from .vectors.vectors import SteeringVectors
 
 if TYPE_CHECKING:
-    from .align import Captured
     from .controls import Compared
+    from .states.states import Captured
     from .tasks import Task, TaskOnModel
 
 

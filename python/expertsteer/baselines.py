@@ -8,13 +8,14 @@ from importlib.util import find_spec
 
 import torch
 
-from .align import Captured, align
+from .alignment.aligning import align
 from .alignment.alignment import Alignment
-from .fit import fit_vectors
-from .information import mutual_information
-from .pair import Effect, pair_layers
-from .pairing import LayerPairing
+from .fitting.fitting import fit_vectors
+from .pairing.information import mutual_information
+from .pairing.layer_pairs import LayerPairing
+from .pairing.rules import Effect, pair_layers
 from .rfm import RFM
+from .states.states import Captured
 from .support.tensors import normal_draws
 from .vectors.vectors import SteeringVectors
 

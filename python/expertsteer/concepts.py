@@ -17,7 +17,7 @@ from .contrast.examples import Example
 from .contrast.rows import ContrastSetError
 from .contrast.stream import ContrastStream, Summary, summarised
 from .contrast.tables import JSON_LINES, PARQUET
-from .fit import LEAST_PER_CLASS
+from .fitting.holdout import LEAST_PER_CLASS
 from .pipeline import ExpertSteer
 from .states.states import StoredStates
 from .support.artifact_files import ArtifactError, to_json

@@ -16,7 +16,6 @@ from torch import nn
 
 from ._equal_price import EqualPrice, Score
 from ._neutral import neutral_texts
-from .align import Captured
 from .baselines import (
     DEFAULT,
     METHODS,
@@ -30,6 +29,7 @@ from .calibrate import PASSES, BudgetError, Searching, checked_budget
 from .comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
 from .rfm import RFM
 from .states.same_examples import require_same_examples
+from .states.states import Captured
 from .statistics import bootstrap_interval, corrected, paired_test
 from .support.progress import progress as shown
 from .vectors.vectors import SteeringVectors

@@ -18,11 +18,11 @@ from .models.scoring import choice_probabilities, mean_loss
 from .vectors.vectors import SteeringVectors
 
 if TYPE_CHECKING:
-    from .align import Captured
     from .controls import Compared
     from .evaluation import Answered, Evaluation
-    from .pairing import LayerPairing
+    from .pairing.layer_pairs import LayerPairing
     from .rfm import RFM
+    from .states.states import Captured
     from .tasks import Task, TaskOnModel
 
 # Resolved when asked for: the package imports this module, and statistics imports scipy.
@@ -250,9 +250,10 @@ def _health(
     made: Compared, name: str, given: Mapping[str, SteeringVectors], progress: bool
 ) -> dict[str, Any]:
     """Of the fit behind the method, as json values; empty where nothing is known of it."""
-    from .align import align
+    from .alignment.aligning import align
     from .baselines import DEFAULT, PAIRED
-    from .health import HEALTH_KEY, health
+    from .fitting.checking import health
+    from .fitting.health_report import HEALTH_KEY
 
     if name in given:
         return dict(given[name].metadata.get(HEALTH_KEY, {}))

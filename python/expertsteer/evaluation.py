@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from .comparison import Comparison
-from .pairing import LayerPairing
+from .pairing.layer_pairs import LayerPairing
 
 
 class CurvePoint(NamedTuple):

@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
-from .pairing import LayerPairing
+from .pairing.layer_pairs import LayerPairing
 from .support.numbers import fixed, short
 
 MOST_NUMBERS = 12  # columns that still show numbers; beyond, two characters of shade each

@@ -9,21 +9,23 @@ from typing import Any
 
 from torch import nn
 
-from .align import ALIGNMENTS, ROTATIONS, SOLVERS, Captured
+from .alignment.aligning import ALIGNMENTS, ROTATIONS, SOLVERS
 from .alignment.alignment import Alignment
 from .calibrate import calibrate, checked_budget
 from .contrast.contrast_set import ContrastSet
 from .contrast.stream import Source
-from .fit import DIRECTIONS
-from .health import HEALTH_KEY, Health, health
-from .information import ESTIMATORS
+from .fitting.checking import health
+from .fitting.fitting import DIRECTIONS
+from .fitting.health_report import HEALTH_KEY, Health
 from .models.loading import load
-from .pair import RULES, Effect, pair_layers
-from .pairing import LayerPairing, MutualInformation
+from .pairing.information import ESTIMATORS
+from .pairing.layer_pairs import LayerPairing, MutualInformation
+from .pairing.rules import RULES, Effect, pair_layers
 from .rfm import RFM
 from .spread import information_over, vectors_over
 from .states.in_memory import capture
 from .states.on_disk import capture_to
+from .states.states import Captured
 from .support.paths import local_path
 from .support.ranks import Ranks
 from .vectors.calibration import Calibration

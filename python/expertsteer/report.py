@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from torch import Tensor
 
-from .pairing import LayerPairing
+from .pairing.layer_pairs import LayerPairing
 from .support.numbers import fixed, interval, p_value, setting, unit
 from .support.paths import local_path
 from .support.writing import replacing

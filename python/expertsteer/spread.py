@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._layers import Layers
-from .align import Captured, align
+from .alignment.aligning import align
 from .alignment.alignment import Alignment
-from .fit import fit_vectors
-from .information import estimated
-from .pairing import LayerPairing, MutualInformation
+from .fitting.fitting import fit_vectors
+from .pairing.information import estimated
+from .pairing.layer_pairs import LayerPairing, MutualInformation
+from .pairing.layers import Layers
 from .rfm import RFM
+from .states.states import Captured
 from .support.ranks import Ranks
 from .support.tensors import integers
 from .vectors.vectors import SteeringVectors

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .health import HEALTH_KEY, MOST, Health
+from .fitting.health_report import HEALTH_KEY, MOST, Health
 from .support.numbers import fixed, setting, short
 from .vectors.metadata import CALIBRATION_KEY, understanding
 from .vectors.vectors import SteeringVectors

@@ -177,7 +177,7 @@ def fit(
 @contextmanager
 def _table_tells(shown: bool):
     """Leave it to the table below a fit to tell what its health check found, if one is shown."""
-    from ..health import HealthWarning
+    from ..fitting.health_report import HealthWarning
 
     with warnings.catch_warnings():
         if shown:

@@ -36,7 +36,7 @@ def inspect(
 
 
 def _pairing_in(folder: str):
-    from ..pairing import LayerPairing
+    from ..pairing.layer_pairs import LayerPairing
 
     if not (local_path(folder) / "layer_pairing.safetensors").is_file():
         return None

@@ -19,13 +19,13 @@ from rich.table import Table
 from torch import Tensor
 
 from .. import report
-from ..align import align
+from ..alignment.aligning import align
 from ..evaluate import choice_probabilities, mean_loss
-from ..fit import fit_vectors
-from ..information import mutual_information
+from ..fitting.fitting import fit_vectors
 from ..models.encoding import encode
-from ..pair import pair_layers
-from ..pairing import LayerPairing
+from ..pairing.information import mutual_information
+from ..pairing.layer_pairs import LayerPairing
+from ..pairing.rules import pair_layers
 from ..states.in_memory import capture
 from ..states.states import HiddenStates
 from ..statistics import Interval, bootstrap_interval, corrected, paired_test, verdict

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..pairing import LayerPairing
+from ..pairing.layer_pairs import LayerPairing
 from ..support.numbers import MINUS, NONE, fixed
 from . import charts
 from .words import line

@@ -267,3 +267,6 @@ def _columns(capture: HiddenStates | StoredStates, rows: Tensor) -> dict[str, Te
     """Keys and pairs of some examples."""
     found = {name: getattr(capture, name) for name in ("keys", "pairs")}
     return {name: None if column is None else column[rows] for name, column in found.items()}
+
+
+Captured = HiddenStates | StoredStates

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .support.artifact_files import parsing, read_artifact, write_artifact
-from .support.numbers import short
-from .support.paths import local_path
-from .support.reading import (
+from ..support.artifact_files import parsing, read_artifact, write_artifact
+from ..support.numbers import short
+from ..support.paths import local_path
+from ..support.reading import (
     ANY,
     NUMBER,
     OBJECT,

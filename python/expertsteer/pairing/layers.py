@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .states.states import HiddenStates, StoredStates
-from .support.progress import progress
-from .support.tensors import require_finite
+from ..states.states import HiddenStates, StoredStates
+from ..support.progress import progress
+from ..support.tensors import require_finite
 
 
 @runtime_checkable

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._holdout import strata_of
-from .fit import _simple_direction
-from .rfm import RFM, auc
-from .support.tensors import integers
+from ..rfm import RFM, auc
+from ..support.tensors import integers
+from .directions import simple_direction
+from .holdout import strata_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ def refit(
         found["share"] = float(shares.mean()) if bool((shares <= 1.001).all()) else None
     else:
         directions = torch.stack(
-            [_simple_direction(x, labels[r], method) for x, r in zip(given, halves.rows)]
+            [simple_direction(x, labels[r], method) for x, r in zip(given, halves.rows)]
         )
         scores = torch.einsum("shd,sd->sh", unseen, directions)
     found["auc"] = float(auc(scores, y[halves.rest]).mean())

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._copies import copies
-from ._holdout import split
-from ._resampling import draw_halves, refit
-from .align import align
-from .alignment.alignment import Alignment
-from .fit import _simple_direction
-from .rfm import RFM
-from .states.states import HiddenStates
-from .support.progress import progress
-from .vectors.vectors import SteeringVectors
+from ..alignment.aligning import align
+from ..alignment.alignment import Alignment
+from ..pairing.copies import copies
+from ..rfm import RFM
+from ..states.states import HiddenStates
+from ..support.progress import progress
+from ..vectors.vectors import SteeringVectors
+from .directions import simple_direction
+from .halves import draw_halves, refit
+from .holdout import split
 
 HELD_OUT = 0.2  # of the examples, from the aligner
 
@@ -78,7 +78,7 @@ def measure(
         # neither what a fit predicts nor the angle between two fits.
         key = (e, machine.iters, t if aligned.settings["method"] == "ridge" else None)
         try:
-            means = _simple_direction(codes[row], labels, "mean_difference").double()
+            means = simple_direction(codes[row], labels, "mean_difference").double()
             cosine = torch.cosine_similarity(vectors.vectors[t].to(means), means, dim=0)
             figures["agreement"] = float(cosine)
             if halves is not None and key not in refits:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._copies import copies
-from .ops.products import gram, times_rows
-from .support.tensors import normal_draws
+from ..ops.products import gram, times_rows
+from ..support.tensors import normal_draws
+from .copies import copies
 
 BLOCK = 16  # vectors per product: one full register row, so skinny products run near full speed
 STEEP = 256  # roundings of the largest variance that the smallest one kept must exceed in a Gram

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ._holdout import split
-from .align import Captured, align_pairs
-from .alignment.alignment import Alignment
-from .pairing import LayerPairing
-from .rfm import RFM, auc
-from .states.same_examples import require_same_examples
-from .support.versions import package_versions
-from .vectors.vectors import SteeringVectors
+from ..alignment.aligning import align_pairs
+from ..alignment.alignment import Alignment
+from ..pairing.layer_pairs import LayerPairing
+from ..rfm import RFM
+from ..states.same_examples import require_same_examples
+from ..states.states import Captured
+from ..support.versions import package_versions
+from ..vectors.vectors import SteeringVectors
+from .directions import fitted_directions
+from .holdout import require_classes, split
 
 DIRECTIONS = ("rfm", "mean_difference", "pca", "logistic")
-LEAST_PER_CLASS = 4
 
 
 def fit_vectors(
@@ -60,13 +60,13 @@ def fit_vectors(
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be a share in [0, 1), came {validation}")
     require_same_examples(expert, target)
-    _require_classes(target.labels)
+    require_classes(target.labels)
     _require_row_labels(pairing, expert, target)
     pairs = [(p.expert_layer, p.target_layer) for p in pairing]
     aligned = align_pairs(alignment, expert, target, pairs)
     codes = aligned.encode(torch.stack([expert.layer(e) for e, _ in pairs]))  # [R, N, d_T]
     train, held = split(target.labels, target.pairs, validation, seed)
-    directions, figures = _directions(codes, target.labels, train, held, method, rfm)
+    directions, figures = fitted_directions(codes, target.labels, train, held, method, rfm)
     scales = {p.target_layer: target.scale(p.target_layer) for p in pairing}
     metadata: dict[str, Any] = {
         "expert": expert.model,
@@ -82,15 +82,6 @@ def fit_vectors(
     }
     vectors = {p.target_layer: v for p, v in zip(pairing, directions)}
     return SteeringVectors(vectors, scales, metadata)
-
-
-def _require_classes(labels: Tensor) -> None:
-    counts = torch.bincount(labels, minlength=2).tolist()
-    if min(counts) < LEAST_PER_CLASS:
-        raise ValueError(
-            f"fitting needs at least {LEAST_PER_CLASS} examples of each label, came {counts[0]} "
-            f"with label 0 and {counts[1]} with label 1; extend the contrast set"
-        )
 
 
 def _require_row_labels(pairing: LayerPairing, expert: Captured, target: Captured) -> None:
@@ -115,57 +106,6 @@ def _require_row_labels(pairing: LayerPairing, expert: Captured, target: Capture
             f"those of these captures (expert {expert.layers}, target {target.layers}); pass "
             "expert_layers=expert.layers and target_layers=target.layers to pair_layers"
         )
-
-
-def _directions(
-    codes: Tensor, labels: Tensor, train: Tensor, held: Tensor, method: str, rfm: RFM | None
-) -> tuple[Tensor, dict[str, Any]]:
-    """Unit directions ``[R, d_T]`` and the figures measured on the way, a list entry per pair."""
-    y = labels.to(codes.dtype)
-    if method == "rfm":
-        machine = rfm.unfitted() if rfm else RFM()
-        if not len(held):
-            return machine.fit(codes, y).direction_, {"iteration": machine.best_iter_.tolist()}
-        machine.fit(codes[:, train], y[train], codes[:, held], y[held])
-        scores = machine.predict(codes[:, held])
-        measured = auc(scores, y[held].expand(len(codes), -1))
-        return machine.direction_, {
-            "iteration": machine.best_iter_.tolist(),
-            "validation_auc": measured.tolist(),
-        }
-    directions = torch.stack([_simple_direction(x, labels, method) for x in codes])
-    return directions, {}
-
-
-def _simple_direction(x: Tensor, labels: Tensor, method: str) -> Tensor:
-    centred = x - x.mean(dim=0)
-    if not bool((centred != 0).any()):
-        raise ValueError("the states of all examples are equal, so there is no direction to find")
-    if method == "mean_difference":
-        direction = x[labels == 1].mean(dim=0) - x[labels == 0].mean(dim=0)
-    elif method == "pca":
-        direction = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-    else:
-        direction = _logistic(centred, labels)
-    norm = direction.norm()
-    if not norm > 0:
-        raise ValueError(f"method {method!r} finds no direction: the two labels' states coincide")
-    correlation = (centred @ direction) @ (labels - labels.double().mean()).to(x.dtype)
-    return direction / (norm if correlation >= 0 else -norm)
-
-
-def _logistic(centred: Tensor, labels: Tensor) -> Tensor:
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ValueError(
-            "method='logistic' needs scikit-learn: pip install 'expertsteer[sklearn]'"
-        ) from error
-    scale = centred.square().mean().sqrt()  # the solver's regularisation assumes unit scale
-    probe = LogisticRegression(max_iter=2000).fit(
-        (centred / scale).cpu().numpy(), labels.cpu().numpy()
-    )
-    return torch.from_numpy(probe.coef_[0]).to(centred)
 
 
 def _json_pair(pair) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import torch
 from scipy.special import digamma
 from torch import Tensor
 
-from . import ops
-from ._layers import Layers
-from ._projection import Wanted, centre, components, stacked
-from ._sampling import Draw
-from .ops.products import times_rows
+from .. import ops
+from ..ops.products import times_rows
+from .layers import Layers
+from .projection import Wanted, centre, components, stacked
+from .sampling import Draw
 
 
 @cache

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .fit import DIRECTIONS
-from .pairing import LayerPair, LayerPairing, MutualInformation
-from .rfm import RFM
-from .states.states import HiddenStates
-from .vectors.metadata import understanding
-from .vectors.vectors import SteeringVectors
+from ..pairing.layer_pairs import LayerPair, LayerPairing, MutualInformation
+from ..rfm import RFM
+from ..states.states import HiddenStates
+from ..vectors.metadata import understanding
+from ..vectors.vectors import SteeringVectors
+from .fitting import DIRECTIONS
 
 
 def method(vectors: SteeringVectors) -> str:

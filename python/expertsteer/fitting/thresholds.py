@@ -29,8 +29,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .health import MOST, Finding, PairHealth
-from .support.numbers import rough, short
+from ..support.numbers import rough, short
+from .health_report import MOST, Finding, PairHealth
 
 LEAST_EXAMPLES = 20  # of the rarer label; stability .74 there, .58 with 10
 LEAST_BALANCE = 0.1  # share of the rarer label; below it, most examples are spent in vain

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import ops
-from ._layers import Layers
-from ._projection import Wanted, centre, components, stacked
-from ._sampling import Draw
-from .ops.products import times_rows
-from .ops.reference_mi import on_a_grid
+from .. import ops
+from ..ops.products import times_rows
+from ..ops.reference_mi import on_a_grid
+from .layers import Layers
+from .projection import Wanted, centre, components, stacked
+from .sampling import Draw
 
 MOST_COMPONENTS = 8
 

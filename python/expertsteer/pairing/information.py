@@ -11,16 +11,18 @@ from typing import overload
 
 from torch import Tensor
 
-from . import _gaussian, _ksg, _renyi
-from ._gaussian import Gaussian
-from ._ksg import Ksg
-from ._layers import Layers, LayerSource, paired
-from ._projection import Wanted
-from ._renyi import Renyi2
-from ._sampling import KEPT, against_null, interval, require_draws
-from .pairing import MutualInformation
-from .states.states import HiddenStates, StoredStates
-from .support.telling import tell
+from ..states.states import HiddenStates, StoredStates
+from ..support.telling import tell
+from . import gaussian as _gaussian
+from . import ksg as _ksg
+from . import renyi as _renyi
+from .gaussian import Gaussian
+from .ksg import Ksg
+from .layer_pairs import MutualInformation
+from .layers import Layers, LayerSource, paired
+from .projection import Wanted
+from .renyi import Renyi2
+from .sampling import KEPT, against_null, interval, require_draws
 
 ESTIMATORS = ("gaussian", "ksg", "renyi2")
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .support.progress import progress
-from .support.telling import tell
+from ..support.progress import progress
+from ..support.telling import tell
 
 # Per part of the examples (the halves of cross-fitting, else one), the rows of x and of y.
 Draw = list[tuple[Tensor, Tensor]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .contrast.strata import strata
-from .support.tensors import integers
+from ..contrast.strata import strata
+from ..support.tensors import integers
 
 
 def strata_of(labels: Tensor, pairs: Tensor | None) -> list[list[list[int]]]:
@@ -37,3 +37,15 @@ def split(labels: Tensor, pairs: Tensor | None, share: float, seed: int) -> tupl
             "extend the contrast set"
         )
     return train, out
+
+
+LEAST_PER_CLASS = 4
+
+
+def require_classes(labels: Tensor) -> None:
+    counts = torch.bincount(labels, minlength=2).tolist()
+    if min(counts) < LEAST_PER_CLASS:
+        raise ValueError(
+            f"fitting needs at least {LEAST_PER_CLASS} examples of each label, came {counts[0]} "
+            f"with label 0 and {counts[1]} with label 1; extend the contrast set"
+        )

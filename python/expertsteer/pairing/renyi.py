@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._layers import Layers
-from ._sampling import Draw
-from .ops import reference_mi
+from ..ops import reference_mi
+from .layers import Layers
+from .sampling import Draw
 
 
 def require_whole(components: int | None, backend: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ._choice import Choice
-from .pairing import LayerPair, LayerPairing, MutualInformation
-from .support.progress import progress
-from .support.tensors import require_finite
+from ..support.progress import progress
+from ..support.tensors import require_finite
+from .choice import Choice
+from .layer_pairs import LayerPair, LayerPairing, MutualInformation
 
 RULES = ("lowest", "highest", "random", "validated")
 
