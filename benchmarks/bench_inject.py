@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import inject_cases as cases
-from expertsteer._decoder_slots import OpenPass
+from expertsteer.steering.state import OpenPass
 
 SIZES = [(width, batch) for width in cases.WIDTHS for batch in cases.BATCHES]
 

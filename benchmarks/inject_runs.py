@@ -15,8 +15,8 @@ from transformers import DynamicCache
 
 import expertsteer as es
 import inject_cases as cases
-from expertsteer._decoder_slots import OpenPass
-from expertsteer._prompt import Prompt
+from expertsteer.steering.prompt import Prompt
+from expertsteer.steering.state import OpenPass
 
 AGAIN = "unsteered, again"  # other modules on the same weights: what is noise
 

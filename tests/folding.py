@@ -5,7 +5,7 @@ from functools import reduce
 import torch
 
 import expertsteer as es
-from expertsteer._folding import Fold
+from expertsteer.folding.fold import Fold
 from expertsteer.models.decoder import find_decoder
 from expertsteer.models.description import hidden_size
 from families import FAMILIES, Family

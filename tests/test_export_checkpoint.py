@@ -14,7 +14,7 @@ import expertsteer as es
 from expertsteer.export import _tensor_files
 from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.families import families_table
-from expertsteer.folding_checkpoint import CHECKPOINTS, fold_permanently
+from expertsteer.folding.permanent import CHECKPOINTS, fold_permanently
 from families import FAMILIES, build_or_skip, weights_type
 from folding import EVERY, hooked_logits, relative_error, vectors_for
 from steering import llama, logits

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from expertsteer._foldable import FOLDABLE, REFUSED, why_not_foldable
-from expertsteer._folding import Fold
+from expertsteer.folding.families import FOLDABLE, REFUSED, why_not_foldable
+from expertsteer.folding.fold import Fold
 from families import FAMILIES, build, build_or_skip
 from folding import EVERY, at, block, fold_all, hooked_logits, relative_error, remove, vectors_for
 from steering import gpt2, llama, logits

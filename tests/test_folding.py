@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 
-from expertsteer._foldable import last_linear
-from expertsteer._folding import Fold
+from expertsteer.folding.families import last_linear
+from expertsteer.folding.fold import Fold
 from families import build_or_skip
 from folding import fold_all, hooked_logits, relative_error, remove, vectors_for
 from steering import gpt2, llama, logits, tokens, vectors

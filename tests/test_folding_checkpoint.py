@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import expertsteer as es
-from expertsteer._foldable import FOLDABLE, why_not_foldable
-from expertsteer._folding import Fold
-from expertsteer.folding_checkpoint import CHECKPOINTS, fold_permanently, why_not_permanent
+from expertsteer.folding.families import FOLDABLE, why_not_foldable
+from expertsteer.folding.fold import Fold
+from expertsteer.folding.permanent import CHECKPOINTS, fold_permanently, why_not_permanent
 from families import (
     FAMILIES,
     Family,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer._foldable import last_linear
+from expertsteer.folding.families import last_linear
 from families import build_or_skip
 from folding import fold_all, hooked_logits, relative_error, vectors_for
 from steering import gpt2, llama, logits, tokens, vectors, with_plain_hooks

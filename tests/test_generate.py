@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer._given_positions import POSITIONS
-from expertsteer._positions import token_mask
-from expertsteer._prompt import Prompt
 from expertsteer.models.description import hidden_size
+from expertsteer.steering.given_positions import POSITIONS
+from expertsteer.steering.positions import token_mask
+from expertsteer.steering.prompt import Prompt
 from families import FAMILIES, build_or_skip
 from steering import gpt2, llama, logits, tokens, vectors, with_plain_hooks
 

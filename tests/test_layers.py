@@ -19,11 +19,7 @@ FOLDERS = (
 ).split()
 
 HOMES = {
-    "folding": "_conversions _foldable _folding folding_checkpoint",
     "tasks": "_on_model _scorers _task _task_choice _task_rows _task_text tasks",
-    "steering": "_attaching _bank _changing _checkpointing _contradictions _decoder_slots "
-    "_diagnosis _entry _given_positions _installed _outer_slots _positions _prompt _slots _traced "
-    "_tracks steer",
     "calibration": "_bracket _neutral calibrate",
     "pipeline": "concepts pipeline spread",
     "evaluation": "_curves _equal_price _provenance baselines bench comparison controls evaluate "

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from expertsteer._entry import QUICK
 from expertsteer.ops import native, native_steer, reference_steer
-from expertsteer.ops.standing import standing
+from expertsteer.steering.arming import standing
+from expertsteer.steering.extension import QUICK
 
 pytestmark = pytest.mark.skipif(native.MISSING is not None, reason="the extension is not built")
 F32, F64, I32 = torch.float32, torch.float64, torch.int32

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import expertsteer
-from expertsteer._contradictions import TESTED
+from expertsteer.steering.contradictions import TESTED
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"

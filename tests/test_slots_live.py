@@ -115,7 +115,7 @@ def test_a_strength_beyond_the_type_is_told_with_the_layer(mode):
 @pytest.mark.parametrize("mode", ["fold", "slot"])
 def test_what_a_device_does_not_tell_at_once_is_told_later(mode, monkeypatch):
     """As on a GPU, where looking at every pass would wait for it."""
-    monkeypatch.setattr("expertsteer._decoder_slots.all_finite", lambda hidden: None)
+    monkeypatch.setattr("expertsteer.steering.decoder_slot.all_finite", lambda hidden: None)
     model, ids = llama().to(torch.float16), tokens()
     one = torch.linspace(-1, 1, WIDTH)
     options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 3}

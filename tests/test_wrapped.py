@@ -9,9 +9,9 @@ import torch
 from torch import distributed, nn
 
 import expertsteer as es
-from expertsteer._foldable import why_not_foldable
 from expertsteer.contrast.contrast_set import ContrastSet
-from expertsteer.folding_checkpoint import fold_permanently
+from expertsteer.folding.families import why_not_foldable
+from expertsteer.folding.permanent import fold_permanently
 from expertsteer.models.decoder import DecoderNotFoundError, find_decoder
 from expertsteer.models.description import describe, hidden_size
 from expertsteer.models.generation import generate_texts

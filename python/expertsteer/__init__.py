@@ -50,12 +50,12 @@ _PUBLIC = {
     "RFM": "rfm",
     "fit_concepts": "concepts",
     "fit_vectors": "fitting.fitting",
-    "Gate": "_bank",
-    "Steering": "steer",
-    "attach": "steer",
-    "detach": "steer",
-    "tokens_at": "_given_positions",
-    "UnsteeredWarning": "_given_positions",
+    "Gate": "steering.bank",
+    "Steering": "steering.steering",
+    "attach": "steering.steering",
+    "detach": "steering.steering",
+    "tokens_at": "steering.given_positions",
+    "UnsteeredWarning": "steering.given_positions",
     "ExpertSteer": "pipeline",
 }
 
@@ -118,8 +118,6 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from ._bank import Gate
-    from ._given_positions import UnsteeredWarning, tokens_at
     from .alignment.alignment import Alignment
     from .comparison import Comparison
     from .concepts import fit_concepts
@@ -137,7 +135,9 @@ if TYPE_CHECKING:
     from .states.in_memory import capture
     from .states.on_disk import capture_to
     from .states.states import HiddenStates, StoredStates
-    from .steer import Steering, attach, detach
+    from .steering.bank import Gate
+    from .steering.given_positions import UnsteeredWarning, tokens_at
+    from .steering.steering import Steering, attach, detach
     from .support.artifact_files import ArtifactError
     from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task
     from .vectors.calibration import Calibration

@@ -15,7 +15,7 @@ from .calibrate import BudgetError, Searching, calibrated
 from .comparison import PROMPT, UNSTEERED, ComparisonRow
 from .models.encoding import behind_prompt
 from .statistics import bootstrap_interval
-from .steer import Steering, attach
+from .steering.steering import Steering, attach
 from .vectors.vectors import SteeringVectors
 
 Score = Callable[[str, str], Tensor]

@@ -21,7 +21,7 @@ from .models.decoder import find_decoder
 from .models.description import hidden_size
 from .models.forward import evaluating
 from .statistics import Interval
-from .steer import attach
+from .steering.steering import attach
 from .support.progress import progress
 from .support.tensors import normal_draws
 from .vectors.vectors import SteeringVectors

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from ._attaching import by_name
 from ._bracket import Bracket, search
 from ._neutral import MEASURES, Divergence, NeutralTexts, neutral_texts
-from .steer import attach
+from .steering.checks import by_name
+from .steering.steering import attach
 from .vectors.calibration import Calibration
 from .vectors.vectors import SteeringVectors
 

@@ -25,7 +25,7 @@ from .models.decoder import unwrapped
 from .models.encoding import text_tokenizer
 from .models.forward import before_text, evaluating, longest, text_logits
 from .statistics import PairedTest, paired_test
-from .steer import attach
+from .steering.steering import attach
 from .support.paths import local_path
 from .vectors.vectors import SteeringVectors
 

@@ -50,9 +50,9 @@ class Asked:
         vectors fit; ``None`` where no model was named."""
         if self.model is None:
             return None
-        from .._attaching import checked_experts
         from ..export._source import model_of_config
         from ..models.decoder import find_decoder
+        from ..steering.checks import checked_experts
 
         network = model_of_config(self.model, self.model, self.revision, self.trust_remote_code)
         decoder = find_decoder(network, self.decoder_layers)

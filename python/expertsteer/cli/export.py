@@ -117,7 +117,7 @@ def import_vectors(
 
 
 def _strength(text: str | None, vectors, format: Format) -> float:
-    from .._attaching import resolved_strength
+    from ..steering.checks import resolved_strength
     from ..vectors.metadata import CALIBRATION_KEY
 
     value: Any = text

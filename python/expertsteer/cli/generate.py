@@ -98,7 +98,7 @@ def _continue(network, tokenizer, text, vectors, strength, options, sampling, se
 
     from ..models.encoding import encode
     from ..models.forward import input_device
-    from ..steer import attach
+    from ..steering.steering import attach
 
     ids = torch.tensor(encode(tokenizer, [text]), dtype=torch.int64, device=input_device(network))
     if ids.shape[1] == 0:
@@ -116,7 +116,7 @@ def _continue(network, tokenizer, text, vectors, strength, options, sampling, se
 
 
 def _strength(text: str, vectors) -> float:
-    from .._attaching import resolved_strength
+    from ..steering.checks import resolved_strength
 
     try:
         value: Any = float(text)

@@ -29,7 +29,7 @@ from ..pairing.rules import pair_layers
 from ..states.in_memory import capture
 from ..states.states import HiddenStates
 from ..statistics import Interval, bootstrap_interval, corrected, paired_test, verdict
-from ..steer import Steering, attach
+from ..steering.steering import Steering, attach
 from ..support.artifact_files import to_json
 from ..support.numbers import seconds
 from ..support.paths import local_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from ..folding_checkpoint import CHECKPOINTS
+from ..folding.permanent import CHECKPOINTS
 from ..support.artifact_files import to_json
 from ..support.numbers import setting, short
 from ..support.text import clean, code, json_line, markdown

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .._conversions import CONVERTED, joint_parts
-from ..folding_checkpoint import OPTIONS
+from ..folding.conversions import CONVERTED, joint_parts
+from ..folding.permanent import OPTIONS
 from ..support.artifact_files import ArtifactError, to_json
 from ._source import (
     INDEX,

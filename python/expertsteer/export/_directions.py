@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._attaching import require_effect, resolved_strength
+from ..steering.checks import require_effect, resolved_strength
 from ..support.artifact_files import ArtifactError
 from ..support.paths import local_path
 from ..support.writing import made_folder

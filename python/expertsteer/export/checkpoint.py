@@ -19,10 +19,10 @@ from pathlib import Path
 
 from torch import nn
 
-from .._attaching import checked_experts, resolved_strength
-from .._foldable import last_linear, why_not_foldable
-from ..folding_checkpoint import fold_permanently, why_not_permanent
+from ..folding.families import last_linear, why_not_foldable
+from ..folding.permanent import fold_permanently, why_not_permanent
 from ..models.decoder import find_decoder
+from ..steering.checks import checked_experts, resolved_strength
 from ..support.writing import appearing, require_new
 from ..vectors.vectors import SteeringVectors
 from ._card import checkpoint_card

@@ -3,8 +3,8 @@ expertsteer.export.families`` prints the table of the documentation."""
 
 from __future__ import annotations
 
-from .._foldable import FOLDABLE, REFUSED
-from ..folding_checkpoint import CHECKPOINTS
+from ..folding.families import FOLDABLE, REFUSED
+from ..folding.permanent import CHECKPOINTS
 
 
 def families_table() -> str:

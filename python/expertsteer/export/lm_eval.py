@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._attaching import checked_experts, resolved_strength
 from ..models.decoder import find_decoder, unwrapped
+from ..steering.checks import checked_experts, resolved_strength
 from ..support.artifact_files import ArtifactError
 from ..support.paths import local_path
 from ..support.reading import reading

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._bank import Bank, Gate, finite_number
-from ._foldable import last_linear, why_not_foldable
-from ._given_positions import Positions
-from .models.decoder import find_decoder
-from .ops import STEER_OPERATIONS
-from .support.tensors import as_tensor, require_constants
-from .vectors.metadata import model_of
-from .vectors.vectors import SteeringVectors
-
-if TYPE_CHECKING:
-    from ._installed import Installed
+from ..folding.families import last_linear, why_not_foldable
+from ..models.decoder import find_decoder
+from ..ops import STEER_OPERATIONS
+from ..support.arguments import finite_number
+from ..support.tensors import as_tensor, require_constants
+from ..vectors.metadata import model_of
+from ..vectors.vectors import SteeringVectors
+from .bank import Bank, Gate
+from .given_positions import Positions
+from .state import State
 
 MODES = ("auto", "fold", "slot")
 
@@ -79,7 +78,7 @@ def checked_experts(
 
 
 def choose_mode(
-    steering: Installed, positions: Positions, mode: str, decoder_layers: str | None
+    steering: State, positions: Positions, mode: str, decoder_layers: str | None
 ) -> str:
     """``"fold"`` or ``"slot"``.
 
@@ -184,7 +183,7 @@ def resolved_strength(strength: Any, experts: Mapping[Any, SteeringVectors], ope
 
 
 def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_model: bool) -> None:
-    from .models.description import describe, hidden_size
+    from ..models.description import describe, hidden_size
 
     depth = len(decoder.layers)
     for layer in vectors.layers:

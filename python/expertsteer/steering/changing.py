@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from . import _checkpointing
-from ._attaching import choose_mode
-from ._bank import Bank
-from ._given_positions import Positions
-from ._installed import Installed
+from .bank import Bank
+from .checkpointing import unwatch
+from .checks import choose_mode
+from .given_positions import Positions
+from .installation import Installed
 
 
 class Changeable(Installed):
@@ -21,14 +21,10 @@ class Changeable(Installed):
 
     Whoever is interrupted, by Ctrl-C say, leaves the model as it was, or a steering that `detach`
     finishes when it is called again.
-
-    Attributes:
-        fixed: the mode was asked for, so that nothing takes its place.
     """
 
     def __init__(self, model: nn.Module, decoder: Any, bank: Bank, backend: str):
         super().__init__(model, decoder, bank, backend)
-        self.fixed = True
         self._state = "new"
         self._changes = threading.RLock()  # one at a time
 
@@ -60,7 +56,7 @@ class Changeable(Installed):
         with self._changes:
             self._state = "detached"
             self.put_back()
-            _checkpointing.unwatch(self, self.checkpointed)
+            unwatch(self, self.checkpointed)
             self.release()
 
     @contextmanager

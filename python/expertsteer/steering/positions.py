@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._given_positions import Positions, require_copies
-from ._prompt import Placed, Prompt
+from .given_positions import Positions, require_copies
+from .prompt import Placed, Prompt
 
 
 class Outer(NamedTuple):

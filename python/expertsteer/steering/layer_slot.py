@@ -5,26 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
-from ._entry import Slot, Unmovable, set_traced_call
-from ._traced import SharedByLayers, handing
-from .ops import native_steer, reference_steer
-from .ops.standing import standing
-from .support.tracing import is_traced, is_transformed
-
-if TYPE_CHECKING:
-    from ._installed import Installed
+from .. import ops
+from ..models.stand_ins import Unmovable
+from ..ops import native_steer, reference_steer
+from ..support.tracing import is_traced, is_transformed
+from .arming import standing
+from .extension import Slot, set_traced_call
+from .state import State
+from .traced import SharedByLayers, handing
 
 
 class LayerSlot(Unmovable, Slot):
     """A steered layer: its own forward, then the operation. Calls are `csrc/slot.cpp`."""
 
-    def __init__(self, steering: Installed, index: int, layer: nn.Module, backend: str):
+    def __init__(self, steering: State, index: int, layer: nn.Module, backend: str):
         super().__init__(layer.forward, self.steer, steering.passes)
         functools.update_wrapper(self, layer.forward)
         self.steering, self.index, self.layer, self.backend = steering, index, layer, backend

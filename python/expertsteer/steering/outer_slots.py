@@ -6,20 +6,18 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._entry import Unmovable
-from ._given_positions import UnsteeredWarning
-from ._positions import Outer
-from ._prompt import Prompt
-from .models.caches import find_cache
-from .models.decoder import text_config
-
-if TYPE_CHECKING:
-    from ._installed import Installed
+from ..models.caches import find_cache
+from ..models.decoder import text_config
+from ..models.stand_ins import Unmovable
+from .given_positions import UnsteeredWarning
+from .positions import Outer
+from .prompt import Prompt
+from .state import State
 
 # Methods of transformers that share one row out to many requests.
 CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
@@ -28,7 +26,7 @@ CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching
 class GenerateSlot(Unmovable):
     """``generate``: remembers the prompt, so that later passes know which tokens are new."""
 
-    def __init__(self, steering: Installed, original: Callable):
+    def __init__(self, steering: State, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.off = False
@@ -54,7 +52,7 @@ class OuterSlot(Unmovable):
     tokens before the text.
     """
 
-    def __init__(self, steering: Installed, original: Callable):
+    def __init__(self, steering: State, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.names = tuple(inspect.signature(original).parameters)
@@ -82,7 +80,7 @@ class OuterSlot(Unmovable):
 class ContinuousSlot(Unmovable):
     """A method of continuous batching: refused where steering needs to know each prompt."""
 
-    def __init__(self, steering: Installed, original: Callable):
+    def __init__(self, steering: State, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.off = False
@@ -101,7 +99,7 @@ def prepares_inputs(model: nn.Module) -> bool:
     return nested or not type(model).__module__.startswith("transformers.")
 
 
-def _require_batch(steering: Installed, prompt: Prompt) -> None:
+def _require_batch(steering: State, prompt: Prompt) -> None:
     """What is given per sequence is for those of this ``generate``.
 
     Raises:
@@ -136,7 +134,7 @@ def _written(output: Any, args: tuple, kwargs: Any) -> Tensor | None:
     return sequences[:, given.shape[1] if isinstance(given, Tensor) else 0 :]
 
 
-def _tell_unsteered(steering: Installed, prompt: Prompt, tokens: Tensor | None) -> None:
+def _tell_unsteered(steering: State, prompt: Prompt, tokens: Tensor | None) -> None:
     """Warn of positions that never chose a token.
 
     Compiled passes are not counted. Drafts that run within another ``generate`` may well be too
@@ -157,3 +155,21 @@ def _tell_unsteered(steering: Installed, prompt: Prompt, tokens: Tensor | None) 
         UnsteeredWarning,
         stacklevel=3,
     )
+
+
+class TrainSlot(Unmovable):
+    """The decoder's ``train`` where vectors are biases: dropout would drop them from now on.
+
+    Each pass looks as well, but one that is compiled could no longer go over to slots then.
+    """
+
+    def __init__(self, steering: State, original: Callable):
+        functools.update_wrapper(self, original)
+        self.steering, self.original, self.off = steering, original, False
+
+    def __call__(self, mode: bool = True) -> Any:
+        module, steering = self.original(mode), self.steering
+        # An error would leave half of the model in the other mode: the next pass raises it.
+        if not self.off and not steering.fixed and (reason := steering.why_fold_no_longer()):
+            steering.leave_fold(reason)
+        return module

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._contradictions import require_agreement, require_beginning
-from ._tracks import Track, begun_again, ended_at, goes_on, mark_of
-from .models.caches import cached_tokens, find_cache, holds_nothing, told_by_generate
+from ..models.caches import cached_tokens, find_cache, holds_nothing, told_by_generate
+from .contradictions import require_agreement, require_beginning
+from .tracks import Track, begun_again, ended_at, goes_on, mark_of
 
 _KEPT = 8  # sequences outside `generate` that are remembered, of caches that do not count
 

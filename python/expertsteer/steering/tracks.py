@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .models.caches import first_tensor
+from ..models.caches import first_tensor
 
 
 @dataclass(eq=False)

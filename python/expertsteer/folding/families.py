@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .models.decoder import find_decoder, uncompiled, unwrapped
+from ..models.decoder import find_decoder, uncompiled, unwrapped
 
 _USE_SLOT = "use mode='slot'"
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -7,12 +7,11 @@ after other forward passes. So the checkpointing function takes the pass it was 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from .steer import Steering
+from .state import OpenPass, State
 
 _NAME = "_gradient_checkpointing_func"  # of transformers, on the layers or on their decoder
 
@@ -20,11 +19,10 @@ _NAME = "_gradient_checkpointing_func"  # of transformers, on the layers or on t
 class CheckpointedPass:
     """Stands in for a checkpointing function: what it runs again is steered as the first time."""
 
-    def __init__(self, steering: Steering, original: Callable):
+    def __init__(self, steering: State, original: Callable):
         self.steering, self.original = steering, original
 
     def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        from ._decoder_slots import OpenPass
 
         steering, first = self.steering, self.steering.current.opened
         if first is None:
@@ -42,7 +40,7 @@ class CheckpointedPass:
         return self.original(again, *args, **kwargs)
 
 
-def watch(steering: Steering, modules: list[nn.Module]) -> None:
+def watch(steering: State, modules: list[nn.Module]) -> None:
     """Put the stand-in where checkpointing was switched on, also after attaching."""
     for module in modules:
         function = module.__dict__.get(_NAME)
@@ -50,7 +48,7 @@ def watch(steering: Steering, modules: list[nn.Module]) -> None:
             setattr(module, _NAME, CheckpointedPass(steering, function))
 
 
-def unwatch(steering: Steering, modules: list[nn.Module]) -> None:
+def unwatch(steering: State, modules: list[nn.Module]) -> None:
     """Take its own stand-ins away, not those of a steering that came after it."""
     for module in modules:
         function = module.__dict__.get(_NAME)

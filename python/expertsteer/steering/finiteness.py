@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .support.tracing import unwrapped
-
-if TYPE_CHECKING:
-    from ._bank import Bank
-    from ._installed import Installed
+from ..support.tracing import unwrapped
+from .state import State
+from .watched import largest
 
 
-class Watched:
-    """Whether states on a device were finite, asked once and not at every pass.
-
-    Looking at a state on a GPU waits for it. So the answers are gathered there, and read where
-    ``generate`` ends or something is set.
-    """
-
-    def __init__(self) -> None:
-        self._finite: Tensor | None = None
-
-    def add(self, hidden: Any) -> None:
-        """Take note of one pass."""
-        if not isinstance(hidden, Tensor) or hidden.device.type == "meta":
-            return
-        if hidden.is_cuda and torch.cuda.is_current_stream_capturing():
-            return  # a graph that is replayed would keep the answer of its capture
-        values = unwrapped(hidden)
-        finite = torch.isfinite(values[:, -1] if values is hidden else values).all()
-        known = self._finite is not None and self._finite.device == finite.device
-        self._finite = finite & self._finite if known else finite
-
-    def require_finite(self, bank: Bank) -> None:
-        """Read the answers and forget them.
-
-        Raises:
-            RuntimeError: a state was not finite; with the layer of the largest vector.
-        """
-        finite, self._finite = self._finite, None
-        if finite is not None and not bool(finite):
-            layer, size = _largest(bank, bank.layers)
-            raise RuntimeError(
-                f"states were not finite at strength {bank.strength:g}; the largest vector, at "
-                f"layer {layer}, adds a norm of {size:.3g}; lower the strength, load the model in "
-                "a wider type, or look whether it is finite unsteered"
-            )
-
-
-def _largest(bank: Bank, layers: Sequence[int]) -> tuple[int, float]:
-    sizes = {i: float(bank.displacement(i).norm()) for i in layers}
-    layer = max(sizes, key=sizes.__getitem__)
-    return layer, sizes[layer]
-
-
-def diagnose(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+def diagnose(steering: State, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
     """Run the pass again without its cache, steered and not, and look at every layer.
 
     Raises:
@@ -81,7 +36,7 @@ def diagnose(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any]) -> 
     _raise(steering, broken, hidden.dtype)
 
 
-def require_length(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
+def require_length(steering: State, hidden: Tensor, inputs: Mapping[str, Any]) -> None:
     """No state was so long that the last norm made zeros of it.
 
     Raises:
@@ -95,10 +50,10 @@ def require_length(steering: Installed, hidden: Tensor, inputs: Mapping[str, Any
         )
 
 
-def _raise(steering: Installed, broken: int | None, dtype: torch.dtype) -> None:
+def _raise(steering: State, broken: int | None, dtype: torch.dtype) -> None:
     bank = steering.bank
     before = [i for i in bank.layers if broken is None or i <= broken] or bank.layers
-    layer, size = _largest(bank, before)
+    layer, size = largest(bank, before)
     where = "" if broken is None else f" from layer {broken} on"
     raise RuntimeError(
         f"strength {bank.strength:g} makes the states not finite{where}: the largest vector "
@@ -115,7 +70,7 @@ def _real(bad: Tensor, inputs: Mapping[str, Any]) -> bool:
     return bool(unwrapped(bad).any())
 
 
-def _first_bad_layer(steering: Installed, inputs: Mapping[str, Any]) -> int | None:
+def _first_bad_layer(steering: State, inputs: Mapping[str, Any]) -> int | None:
     again = _without_cache(inputs)
     found: list[int] = []
 

@@ -13,7 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._attaching import (
+from ..models.decoder import find_decoder, require_one_copy, unwrapped
+from ..models.stand_ins import steerings_of
+from ..vectors.vectors import SteeringVectors
+from .bank import Bank, Gate
+from .changing import Changeable
+from .checks import (
     by_name,
     checked_experts,
     checked_prompt_length,
@@ -21,12 +26,7 @@ from ._attaching import (
     require_effect,
     resolved_strength,
 )
-from ._bank import Bank, Gate
-from ._changing import Changeable
-from ._given_positions import Positions, checked_positions
-from ._installed import steerings_of
-from .models.decoder import find_decoder, require_one_copy, unwrapped
-from .vectors.vectors import SteeringVectors
+from .given_positions import Positions, checked_positions
 
 _KEEP: Any = object()  # an argument that was not given, where None means something
 
@@ -228,7 +228,7 @@ class Steering(Changeable):
             ValueError: with the reason, where the family cannot carry it or what is set is not one
                 constant vector per layer at all positions. The steering stays then.
         """
-        from .folding_checkpoint import fold_permanently, why_not_permanent
+        from ..folding.permanent import fold_permanently, why_not_permanent
 
         path = self.decoder.layers_path
         with self._changing():

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .ops.native import _C
-from .support.tracing import RECORDERS, unrecorded, unwrapped
+from ..ops.native import _C
+from ..support.tracing import RECORDERS, unrecorded, unwrapped
 
 if _C is not None:
     Passes, Slot, Decoder = _C.Passes, _C.Slot, _C.DecoderSlot
@@ -101,36 +101,3 @@ def all_finite(hidden: Tensor) -> bool | None:
         with unrecorded():
             return bool(torch.isfinite(hidden).all())
     return known
-
-
-class Uncopied:
-    """Belongs to one live model, so it must not travel with a copy of it."""
-
-    def __deepcopy__(self, memo: Any):
-        raise ValueError("a steered model cannot be deep-copied; detach the steering first")
-
-    def __reduce_ex__(self, protocol: int):
-        raise ValueError("a steered model cannot be pickled; detach the steering first")
-
-
-class Unmovable(Uncopied):
-    """Stands in for a method of a live model."""
-
-    def retire(self) -> None:
-        """Whoever keeps it, a wrapper or a graph, sees the original through it from now on."""
-        self.off = self.detached = True
-
-
-def put_back(owner: nn.Module, name: str, previous: Any, slot: Unmovable) -> None:
-    """Undo a replacement, also where somebody else has wrapped the slot since.
-
-    Harmless when called again, and where the replacement was never made.
-    """
-    slot.retire()
-    if owner.__dict__.get(name) is slot:
-        if previous is None:
-            del owner.__dict__[name]
-        else:
-            owner.__dict__[name] = previous
-    elif owner.__dict__.get(f"_old_{name}") is slot:  # accelerate's hooks, put on after ours
-        owner.__dict__[f"_old_{name}"] = slot.original

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from . import native, reference_steer
-
-if TYPE_CHECKING:
-    from .._bank import Buffers
+from ..ops import native, reference_steer
+from .bank import Buffers
 
 
 def standing(buffers: Buffers, dtype: torch.dtype, operation: str) -> tuple[Any, ...]:

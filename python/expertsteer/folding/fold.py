@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import update_wrapper
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as linear_sum
 
-from ._entry import Uncopied, Unmovable, put_back
-from ._foldable import Ending
-
-if TYPE_CHECKING:
-    from .steer import Steering
+from ..models.stand_ins import Uncopied, Unmovable, put_back
+from .families import Ending
 
 _MARK = "_expertsteer_fold"
 
@@ -100,24 +96,6 @@ class Fold(Uncopied):
             self.place.remove()
             self.linear.__dict__.pop(_MARK, None)
             self._removed = True
-
-
-class TrainSlot(Unmovable):
-    """The decoder's ``train`` where vectors are biases: dropout would drop them from now on.
-
-    Each pass looks as well, but one that is compiled could no longer go over to slots then.
-    """
-
-    def __init__(self, steering: Steering, original: Callable):
-        update_wrapper(self, original)
-        self.steering, self.original, self.off = steering, original, False
-
-    def __call__(self, mode: bool = True) -> Any:
-        module, steering = self.original(mode), self.steering
-        # An error would leave half of the model in the other mode: the next pass raises it.
-        if not self.off and not steering.fixed and (reason := steering.why_fold_no_longer()):
-            steering.leave_fold(reason)
-        return module
 
 
 class _NewBias:

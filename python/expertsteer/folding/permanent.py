@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._bank import finite_number
-from ._conversions import CONVERTED, converted, why_not_converted
-from ._foldable import FOLDABLE, family_of, last_linear, walk, why_not_plain
-from ._folding import rounded_sum
-from ._installed import steerings_of
-from .models.decoder import DecoderLayers, find_decoder, uncompiled, unwrapped
-from .vectors.vectors import SteeringVectors
+from ..models.decoder import DecoderLayers, find_decoder, uncompiled, unwrapped
+from ..models.stand_ins import steerings_of
+from ..support.arguments import finite_number
+from ..vectors.vectors import SteeringVectors
+from .conversions import CONVERTED, converted, why_not_converted
+from .families import FOLDABLE, family_of, last_linear, walk, why_not_plain
+from .fold import rounded_sum
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ choice of vectors per sequence costs a copy and nothing else.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .vectors.vectors import SteeringVectors
+from ..support.arguments import finite_number
+from ..vectors.vectors import SteeringVectors
 
 # The square of such a norm still is a number in single precision, in which models take norms.
 MOST_ADDED = 1e19
@@ -58,21 +58,6 @@ class Gate:
                 f"Gate vectors must be SteeringVectors, came {type(self.vectors).__name__}"
             )
         object.__setattr__(self, "threshold", finite_number("Gate threshold", self.threshold))
-
-
-def finite_number(name: str, value: Any) -> float:
-    """``value`` as a float.
-
-    Raises:
-        ValueError: something that is no number (text, ``None``, a list), or not finite.
-    """
-    try:
-        number = float("nan") if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
-        number = float("nan")
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number, came {value!r}")
-    return number
 
 
 class Bank:
@@ -249,7 +234,7 @@ class Bank:
         self._replaced = [old for old, _ in moved.values()]
 
     def _contents(self, layer: int, wide: torch.dtype) -> Buffers:
-        from .ops.reference_steer import inverse_norms
+        from ..ops.reference_steer import inverse_norms
 
         table = torch.zeros(len(self.experts) + 1, self.width, dtype=wide, device="cpu")
         for row, vectors in enumerate(self.experts.values(), start=1):

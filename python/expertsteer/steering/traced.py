@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._given_positions import POSITIONS, Positions, require_copies
-from ._positions import _of_function
-from .models.caches import counted_tokens, find_cache
+from ..models.caches import counted_tokens, find_cache
+from .given_positions import POSITIONS, Positions, require_copies
+from .positions import _of_function
 
 _MODE, _PROMPT_LENGTH, _PADDING, _START = range(4)
 _UNKNOWN = -1

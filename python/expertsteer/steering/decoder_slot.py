@@ -5,24 +5,23 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._checkpointing import watch
-from ._diagnosis import require_length
-from ._entry import Decoder, Unmovable, all_finite, set_traced_call
-from ._given_positions import POSITIONS, require_copies
-from ._positions import token_mask
-from ._traced import SharedByLayers, handing
-from .models.caches import find_cache
-from .models.decoder import config_depth
-from .ops import reference_steer
-from .support.tracing import is_traced, is_transformed
-
-if TYPE_CHECKING:
-    from ._installed import Installed
+from ..models.caches import find_cache
+from ..models.decoder import config_depth
+from ..models.stand_ins import Unmovable
+from ..ops import reference_steer
+from ..support.tracing import is_traced
+from .checkpointing import watch
+from .extension import Decoder, all_finite, set_traced_call
+from .finiteness import diagnose, require_length
+from .given_positions import POSITIONS, require_copies
+from .positions import token_mask
+from .state import OpenPass, State
+from .traced import SharedByLayers, handing
 
 
 class DecoderSlot(Unmovable, Decoder):
@@ -31,7 +30,7 @@ class DecoderSlot(Unmovable, Decoder):
     `csrc/slot.cpp` runs the passes of which it can tell that all tokens are steered, or none.
     """
 
-    def __init__(self, steering: Installed, decoder: nn.Module):
+    def __init__(self, steering: State, decoder: nn.Module):
         original = decoder.forward
         super().__init__(original, self.run, self.after, decoder, steering.passes)
         functools.update_wrapper(self, original)
@@ -158,7 +157,7 @@ class FoldedDecoderSlot(Unmovable):
     The first pass also looks whether the steered layers run at all.
     """
 
-    def __init__(self, steering: Installed, original: Callable):
+    def __init__(self, steering: State, original: Callable):
         functools.update_wrapper(self, original)
         self.steering, self.original = steering, original
         self.names = tuple(inspect.signature(original).parameters)
@@ -202,7 +201,7 @@ class FoldedDecoderSlot(Unmovable):
         return output
 
 
-def _require_ran(steering: Installed, idle: list[int]) -> list[int]:
+def _require_ran(steering: State, idle: list[int]) -> list[int]:
     """Nothing idle but what a draft leaves out: its tokens are checked by a pass of all layers.
 
     Raises:
@@ -216,13 +215,13 @@ def _require_ran(steering: Installed, idle: list[int]) -> list[int]:
     return idle
 
 
-def _depth_now(steering: Installed) -> int:
+def _depth_now(steering: State) -> int:
     """How many layers run: drafts that exit early set it in the configuration for their time."""
     depth = config_depth(steering.decoder.decoder)
     return len(steering.decoder.layers) if depth is None else depth
 
 
-def _require_one_batch(steering: Installed, inputs: Mapping[str, Any]) -> None:
+def _require_one_batch(steering: State, inputs: Mapping[str, Any]) -> None:
     """Requests that a scheduler packs into one row have prompts that no pass shows.
 
     Raises:
@@ -236,51 +235,13 @@ def _require_one_batch(steering: Installed, inputs: Mapping[str, Any]) -> None:
     )
 
 
-def _require_finite(steering: Installed, output: Any, inputs: dict[str, Any]) -> None:
+def _require_finite(steering: State, output: Any, inputs: dict[str, Any]) -> None:
     hidden = getattr(output, "last_hidden_state", None)
     hidden = output[0] if hidden is None else hidden
     finite = all_finite(hidden)
     if finite is False:
-        steering.diagnose(hidden, inputs)
+        diagnose(steering, hidden, inputs)
     elif finite is None:
         steering.watched.add(hidden)
     elif steering.bank.amplifies:
         require_length(steering, hidden, inputs)
-
-
-class OpenPass:
-    """One forward pass of this thread, open for its slots until it is closed.
-
-    Args:
-        chosen: the tokens to steer, ``[batch, tokens]`` bool, or all of them, or none.
-        shape: batch and tokens.
-    """
-
-    __slots__ = ("steering", "here", "outer", "chosen", "shape", "serial", "ran")
-
-    def __init__(self, steering: Installed, chosen: Tensor | bool, shape: tuple[int, int]):
-        self.steering, self.chosen, self.shape = steering, chosen, shape
-        self.here = steering.current
-        self.outer, self.here.opened = self.here.opened, self
-        mask = chosen if isinstance(chosen, Tensor) else None
-        if is_transformed(chosen):  # it has no memory to read
-            mask = False
-        self.serial = steering.passes.open(chosen is not False, *shape, mask)
-        if steering.regional:
-            steering.traced.mask = self.mask
-
-    @property
-    def mask(self) -> Tensor | None:
-        """As operations take it: ``None`` for every token."""
-        if self.chosen is True:
-            return None
-        return (
-            torch.zeros(self.shape, dtype=torch.bool, device="cpu")
-            if self.chosen is False
-            else self.chosen
-        )
-
-    def close(self) -> None:
-        """Done, with what ran in it in ``ran``."""
-        self.ran = self.steering.passes.close()
-        self.here.opened = self.outer

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .models.caches import unreadable
+from ..models.caches import unreadable
 
 TESTED = "4.51.3 to 5.24.0"  # releases of transformers that `make test-versions` has run
 
