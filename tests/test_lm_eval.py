@@ -8,8 +8,9 @@ import torch
 pytest.importorskip("lm_eval")
 
 import expertsteer as es
+from expertsteer._live_harness import Waiting, live_harness
 from expertsteer.export import lm_eval as exported
-from expertsteer.lm_eval_tasks import _Waiting, evaluate_lm_eval, live_harness, require_tasks
+from expertsteer.lm_eval_tasks import evaluate_lm_eval, require_tasks
 from expertsteer.support.artifact_files import ArtifactError
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
@@ -183,12 +184,12 @@ def test_a_long_context_is_cut_from_the_left_like_the_harness_does(model, vector
 
 def test_padded_rows_are_told_apart():
     requests = [(None, [5], [0, 7]), (None, [5], [7]), (None, [5, 6], [1])]
-    waiting = _Waiting(requests, longest=9)
+    waiting = Waiting(requests, longest=9)
     assert waiting.lengths([[5, 0], [5, 6], [5, 0]]) == ([2, 2, 1], [1, 2, 1])
     with pytest.raises(RuntimeError, match="no request asked for"):
         waiting.lengths([[5, 0]])
     with pytest.raises(ValueError, match="cannot be told apart"):
-        _Waiting([(None, [5], [6, 7]), (None, [5, 6], [7])], longest=9)
+        Waiting([(None, [5], [6, 7]), (None, [5, 6], [7])], longest=9)
 
 
 @pytest.mark.parametrize("operation", ["add", "clamp", "remove"])

@@ -174,7 +174,7 @@ def test_the_harness_reads_and_writes_at_the_text(model):
     pytest.importorskip("lm_eval", reason="needs lm-eval", exc_type=ImportError)
     from lm_eval.api.instance import Instance
 
-    from expertsteer.lm_eval_tasks import live_harness
+    from expertsteer._live_harness import live_harness
 
     if not hasattr(model, "generate"):
         pytest.skip("the harness takes models of transformers and PEFT")
