@@ -17,7 +17,7 @@ import expertsteer as es
 from expertsteer import demo
 from expertsteer._neutral import Divergence, neutral_texts
 from expertsteer.baselines import DEFAULT
-from expertsteer.demo.controls import run_controls
+from expertsteer.demo.run import at_one_price, one_thread
 
 BUDGET = 0.1
 TEXTS = demo.world.plain_texts(20, seed=3)
@@ -84,11 +84,11 @@ def bench_growth_with_settings(benchmark, subsets, target):
     )
 
 
-def bench_controls_table(benchmark, tmp_path):
+def bench_controls_table(benchmark):
     benchmark.group = "all controls on the demo pair"
     found = []
-    run = lambda: found.append(run_controls(tmp_path, quiet=True))  # noqa: E731
-    with contextlib.redirect_stderr(io.StringIO()):
+    run = lambda: found.append(at_one_price(quiet=True)[0].comparison)  # noqa: E731
+    with contextlib.redirect_stderr(io.StringIO()), one_thread():
         benchmark.pedantic(run, rounds=1)
     if "beats its controls" not in found[0].verdict(DEFAULT):
         pytest.fail("the default does not beat its controls")

@@ -8,7 +8,7 @@ import torch
 import expertsteer as es
 from expertsteer import demo
 from expertsteer.baselines import random_directions
-from expertsteer.evaluate import choice_probabilities
+from expertsteer.models.scoring import choice_probabilities
 
 model, tokenizer = demo.load("target")
 states = es.capture(model, tokenizer, demo.contrast_set())

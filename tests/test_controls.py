@@ -19,7 +19,7 @@ from expertsteer.baselines import (
 )
 from expertsteer.calibrate import BudgetError, calibrated
 from expertsteer.comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
-from expertsteer.evaluate import choice_probabilities, mean_loss
+from expertsteer.models.scoring import choice_probabilities, mean_loss
 from expertsteer.statistics import corrected, paired_test
 from families import build
 from test_calibrate import one_by_one

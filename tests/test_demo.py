@@ -7,14 +7,12 @@ import torch
 
 import expertsteer as es
 from expertsteer import demo
-from expertsteer.baselines import DEFAULT as DEFAULT_METHOD
-from expertsteer.baselines import SHUFFLED
-from expertsteer.comparison import PROMPT
+from expertsteer.baselines import ALIGNED, DEFAULT, OWN, SHUFFLED
+from expertsteer.comparison import PROMPT, UNSTEERED
 from expertsteer.demo import train, world
-from expertsteer.demo.controls import run_controls
 from expertsteer.demo.files import write_files
-from expertsteer.demo.run import DEFAULT, run_demo
-from expertsteer.evaluate import choice_probabilities
+from expertsteer.demo.run import run_demo
+from expertsteer.models.scoring import choice_probabilities
 
 
 def test_the_checkpoints_are_small_and_share_neither_shape_nor_token_numbers():
@@ -118,42 +116,49 @@ def test_training_is_reproducible():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.slow
-def test_the_demo_beats_its_controls_and_leaves_everything_behind(tmp_path):
-    result = run_demo(tmp_path, quiet=True)
-    accuracy = {row.name: row.accuracy.mean for row in result.rows}
-    default = accuracy.pop(DEFAULT)
-    controls = [a for name, a in accuracy.items() if "own" not in name and "ridge" not in name]
-    assert len(controls) == 5 and default >= max(controls) + 0.2
-    assert result.row("unsteered").strength is None
-    assert "beats its controls" in result.verdict()
-    saved = es.SteeringVectors.from_pretrained(tmp_path / "vectors")
-    chosen = result.row(DEFAULT)
-    assert saved.layers == chosen.layers
-    model, _ = demo.load("target")
-    with es.attach(model, saved, strength=chosen.strength) as steering:
-        assert steering.attached
-    document = json.loads((tmp_path / "results.json").read_text())
-    assert [row["name"] for row in document["rows"]] == [row.name for row in result.rows]
-    assert document["samples"][0].keys() == {"question", "unsteered", "steered", "coast", "hill"}
-    for picture in ("layer_pairs.png", "strength_curve.png"):
-        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+@pytest.fixture(scope="module")
+def demonstrated(tmp_path_factory):
+    """What the whole demo made, and its folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    return run_demo(folder, quiet=True), folder
 
 
 @pytest.mark.slow
-def test_at_equal_price_the_default_beats_its_controls(tmp_path):
-    methods = [SHUFFLED, "expert: bare auto-encoder", "expert: identity", DEFAULT_METHOD]
-    comparison = run_controls(tmp_path, random_directions=1, methods=methods, quiet=True)
-    assert "beats its controls" in comparison.verdict(DEFAULT_METHOD)
-    assert "does NOT beat" in comparison.verdict(SHUFFLED)
-    assert "does NOT beat" in comparison.verdict("expert: bare auto-encoder")
+def test_at_equal_price_the_default_beats_its_controls(demonstrated):
+    comparison = demonstrated[0].comparison
+    best = "random directions, best of 5"
+    assert "beats its controls" in comparison.verdict(DEFAULT)
+    score = {row.name: row.score.mean for row in comparison.rows}
+    assert score[DEFAULT] >= score[best] + 0.2
+    for control in (SHUFFLED, "expert: bare auto-encoder"):
+        assert "does NOT beat" in comparison.verdict(control)
+        assert score[DEFAULT] >= score[control] + 0.2
+    assert {UNSTEERED, best, PROMPT, *OWN, *ALIGNED} - set(score) == {"expert: identity"}
     assert list(comparison.skipped) == ["expert: identity"]  # the widths differ
     steered = [row for row in comparison.rows if row.strength is not None]
     # Neutral texts that nothing was chosen on: near the budget, not exactly on it.
     assert all(0.05 < row.divergence < 0.2 and row.within for row in steered)
     assert comparison.row(PROMPT).extra_tokens > 0
-    document = json.loads((tmp_path / "controls.json").read_text())
-    assert document["budget"] == 0.1 and len(document["rows"]) == len(comparison.rows)
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_everything_behind(demonstrated):
+    evaluation, folder = demonstrated
+    saved = es.SteeringVectors.from_pretrained(folder / "vectors")
+    chosen = evaluation.comparison.row(DEFAULT)
+    assert saved.layers == chosen.layers
+    assert saved.metadata["evaluation"][0]["verdict"] == evaluation.verdict
+    model, _ = demo.load("target")
+    with es.attach(model, saved, strength=chosen.strength) as steering:
+        assert steering.attached
+    document = json.loads((folder / "results.json").read_text())
+    table = document["comparison"]
+    assert table["budget"] == 0.1
+    assert [row["name"] for row in table["rows"]] == [r.name for r in evaluation.comparison.rows]
+    assert [item["after"] for item in document["examples"]] == list(chosen.values)
+    assert {DEFAULT, SHUFFLED, *OWN} < document["curves"].keys()
+    for picture in ("layer_pairs.png", "strength_curve.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_unknown_names_are_refused():

@@ -118,6 +118,6 @@ def test_the_card_shows_the_controls_and_their_verdict(make_states):
     text = model_card(vectors.describe())
     shown = re.sub(r"\\(.)", r"\1", text)  # as a reader of markdown shows it
     assert found.verdict in shown and "ours \\| best" in text
-    assert "0.50 [0.20, 0.80]" in text and "values" not in str(vectors.metadata["evaluation"])
+    assert "0.500 [0.200, 0.800]" in text and "values" not in str(vectors.metadata["evaluation"])
     again = vectors.with_evaluation(found)
     assert len(again.metadata["evaluation"]) == 1

@@ -22,8 +22,8 @@ HOMES = {
     "tasks": "_on_model _scorers _task _task_choice _task_rows _task_text tasks",
     "calibration": "_bracket _neutral calibrate",
     "pipeline": "concepts pipeline spread",
-    "evaluation": "_curves _equal_price _live_harness _provenance baselines bench comparison controls "
-    "evaluate evaluation lm_eval_tasks statistics",
+    "evaluation": "_beside _curves _equal_price _live_harness _provenance baselines bench "
+    "comparison controls evaluate evaluation lm_eval_tasks statistics",
     "reporting": "heat report summary",
     "cli": "__main__",
 }

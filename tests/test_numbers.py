@@ -26,6 +26,7 @@ SHOWS = (
     "summary.py",
     "heat.py",
     "vectors/card.py",
+    "vectors/controls_table.py",
     "statistics.py",
     "export/_card.py",
 )

@@ -106,6 +106,16 @@ class Comparison:
             sentence += f" It costs more than the budget of {self.budget:g}."
         return sentence
 
+    def summary(self) -> dict[str, Any]:
+        """Json values of what the table of controls shows: no scores of single items."""
+        rows = [row.to_dict() for row in self.rows]
+        return {
+            "budget": self.budget,
+            "measure": self.measure,
+            "seed": self.seed,
+            "rows": [{k: v for k, v in row.items() if k != "values"} for row in rows],
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Json values."""
         return {

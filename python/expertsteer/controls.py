@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -116,17 +117,21 @@ def compare(
         ValueError: too few neutral texts, a score of the wrong shape, an unknown method, or what
             the fits and `calibrate` raise.
     """
-    options = dict(locals())  # the arguments, which `compared` names once more
-    given = [options.pop(n) for n in ("model", "expert", "target", "score", "neutral", "tokenizer")]
-    return compared(*given, **options).comparison
+    return _compared(**locals()).comparison
 
 
-def compared(
+def compared(*arguments: Any, **options: Any) -> Compared:
+    """`compare`, with what it was made from."""
+    bound = signature(compare).bind(*arguments, **options)
+    bound.apply_defaults()
+    return _compared(**bound.arguments)
+
+
+def _compared(
     model, expert, target, score, neutral, tokenizer, *, budget, measure, methods, vectors, random,
     prompts, prices, layers, pairs, shortlist, rfm, seed, start, batch_size, max_length,
     decoder_layers, progress,
 ) -> Compared:  # fmt: skip
-    """`compare`, with what it was made from."""
     started, vectors = time.perf_counter(), dict(vectors or {})
     known = _steerable(expert, target, vectors)
     _require_counts(neutral, random, prompts, tokenizer)

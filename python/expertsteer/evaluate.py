@@ -1,34 +1,20 @@
-"""Evaluate steering on a task: every control, curves, examples and the verdict, in one call.
-
-The functions that measure a model by themselves, `choice_probabilities` and `mean_loss`, can be
-had from here too, and so can the intervals of `statistics`.
-"""
+"""Evaluate steering on a task: every control, curves, examples and the verdict, in one call."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from math import exp
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .models.scoring import choice_probabilities, mean_loss
 from .vectors.vectors import SteeringVectors
 
 if TYPE_CHECKING:
     from .controls import Compared
-    from .evaluation import Answered, Evaluation
-    from .pairing.layer_pairs import LayerPairing
+    from .evaluation import Evaluation
     from .rfm import RFM
     from .states.states import Captured
     from .tasks import Task, TaskOnModel
-
-# Resolved when asked for: the package imports this module, and statistics imports scipy.
-_STATISTICS = ("Interval", "bootstrap_interval", "paired_difference")
-
-__all__ = ["choice_probabilities", "evaluate", "mean_loss", *_STATISTICS]
 
 GIVEN = "given vectors"
 EXAMPLES = 30
@@ -102,6 +88,14 @@ def evaluate(
         ValueError: no strength of the method meets the budget, a task that does not fit the model
             (`TaskError`, by file and line), or what `compare` raises.
     """
+    from ._beside import (
+        answered_items,
+        fit_health,
+        harness_rows,
+        measured_pairing,
+        neutral_price,
+        perplexities,
+    )
     from ._curves import strength_curves
     from ._provenance import neutral_excluded, provenance
     from .controls import compared
@@ -132,7 +126,7 @@ def evaluate(
         vectors=named,
         random=random,
         prompts=prompts,
-        prices=_neutral_price(model, tokenizer, neutral, on, max_length)
+        prices=neutral_price(model, tokenizer, neutral, on, max_length)
         if isinstance(on.task, Perplexity)
         else None,
         layers=layers,
@@ -140,14 +134,13 @@ def evaluate(
         shortlist=shortlist,
         rfm=rfm,
         seed=seed,
-        start=0.2,
         batch_size=2 * batch_size,
         max_length=max_length,
         decoder_layers=decoder_layers,
         progress=progress,
     )
     name = _method(made, method, named)
-    answered, outcomes = _examples(on, made, name, examples)
+    answered, outcomes = answered_items(on, made, name, examples)
     wanted = (None if curves else ()) if isinstance(curves, bool) else curves
     wanted = [name] if wanted == "method" else wanted
     drawn = strength_curves(made.equal_price, made.comparison, wanted, progress=progress)
@@ -156,16 +149,16 @@ def evaluate(
         method=name,
         comparison=made.comparison,
         curves=drawn,
-        pairing=_pairing(made, name),
+        pairing=measured_pairing(made, name),
         examples=tuple(answered),
-        health=_health(made, name, named, progress) if health is None else dict(health),
+        health=fit_health(made, name, named, progress) if health is None else dict(health),
         excluded=on.excluded | neutral_excluded(made),
         settings=provenance(model, on, expert, target, named, neutral, made)
         | {"validation": validation, "batch_size": batch_size}
-        | ({"perplexity": _perplexities(made)} if isinstance(on.task, Perplexity) else {})
+        | ({"perplexity": perplexities(made)} if isinstance(on.task, Perplexity) else {})
         | dict(settings or {}),
         outcomes=outcomes,
-        harness=_harness(made, name, tokenizer, lm_eval, seed, batch_size, progress),
+        harness=harness_rows(made, name, tokenizer, lm_eval, seed, batch_size, progress),
     )
 
 
@@ -204,127 +197,3 @@ def _require_known(method: str | None, curves: Any, given: Mapping[str, Steering
 
 def _unmet(skipped: Mapping[str, str], name: str) -> bool:
     return "no strength meets the budget" in skipped.get(name, "")
-
-
-def _examples(
-    on: TaskOnModel, made: Compared, name: str, count: int
-) -> tuple[list[Answered], dict[str, int]]:
-    """Test items before and after, and how many of all have which outcome."""
-    from .evaluation import Answered
-
-    row, before = made.comparison.row(name), on.examples("test")
-    if row.prompt is not None:
-        after = on.examples("test", row.prompt)
-    else:
-        with made.equal_price.steered(made.equal_price.chosen[name]):
-            after = on.examples("test")
-    rows = [
-        Answered(b.prompt, b.expected, b.text, a.text, b.score, a.score)
-        for b, a in zip(before, after)
-    ]
-    outcomes = Counter(row.outcome for row in rows)
-    left, taken = dict(outcomes), Counter()
-    while sum(taken.values()) < min(count, len(rows)):  # one of each in turn, as long as there are
-        for outcome in ("win", "loss", "tie"):
-            if taken[outcome] < left.get(outcome, 0) and sum(taken.values()) < count:
-                taken[outcome] += 1
-    kept, seen = [], Counter()
-    for row in rows:
-        if seen[row.outcome] < taken[row.outcome]:
-            kept.append(row)
-        seen[row.outcome] += 1
-    return kept, {outcome: outcomes[outcome] for outcome in ("win", "loss", "tie")}
-
-
-def _pairing(made: Compared, name: str) -> LayerPairing | None:
-    """The method's pairs, with every effect that was measured of any."""
-    from .baselines import DEFAULT
-
-    pairings = made.fitting.pairings
-    pairing = pairings.get(name, pairings.get(DEFAULT))
-    effects = tuple(dict.fromkeys(e for p in pairings.values() for e in p.effects))
-    return pairing if pairing is None else replace(pairing, effects=effects)
-
-
-def _health(
-    made: Compared, name: str, given: Mapping[str, SteeringVectors], progress: bool
-) -> dict[str, Any]:
-    """Of the fit behind the method, as json values; empty where nothing is known of it."""
-    from .alignment.aligning import align
-    from .baselines import DEFAULT, PAIRED
-    from .fitting.checking import health
-    from .fitting.health_report import HEALTH_KEY
-
-    if name in given:
-        return dict(given[name].metadata.get(HEALTH_KEY, {}))
-    if name not in (DEFAULT, *PAIRED):
-        return {}
-    fitting = made.fitting
-    expert, target = fitting.expert, fitting.target
-    return health(
-        expert,
-        target,
-        align(expert, target),
-        fitting.pairings[name],
-        made.fitted[name],
-        rfm=fitting.rfm,
-        seed=fitting.seed,
-        progress=progress,
-    ).to_dict()
-
-
-def _neutral_price(
-    model: nn.Module, tokenizer: Any, neutral: Sequence[Any], on: TaskOnModel, longest: int | None
-) -> dict[str, Callable[[str], float]]:
-    """The loss on the neutral texts that are reported on, in nats per token of all of them."""
-    from ._neutral import neutral_texts
-    from .models.scoring import behind, log_probabilities
-
-    given = list(neutral[1::2])
-    kept = neutral_texts(model, given, tokenizer, longest, 2)
-    rows, texts = [list(row) for row in kept.rows], kept.of(given)
-
-    def loss(prompt: str) -> float:
-        scored = behind(tokenizer, rows, texts, prompt) if prompt else [(ids, 1) for ids in rows]
-        total = log_probabilities(model, scored, on.batch_size)
-        return -float(total.sum()) / sum(len(ids) - start for ids, start in scored)
-
-    return {"neutral loss": loss}
-
-
-def _perplexities(made: Compared) -> dict[str, dict[str, float]]:
-    """Of every row, on the task's test texts and on the neutral ones."""
-    return {
-        row.name: {"task": exp(-row.score.mean), "neutral": exp(row.prices["neutral loss"])}
-        for row in made.comparison.rows
-    }
-
-
-def _harness(
-    made: Compared,
-    name: str,
-    tokenizer: Any,
-    options: Mapping[str, Any] | None,
-    seed: int,
-    batch_size: int,
-    progress: bool,
-) -> tuple[dict[str, Any], ...]:
-    """The harness's tasks under the method's setting; none for a prompt, which is no steering."""
-    from .lm_eval_tasks import evaluate_lm_eval
-
-    if options is None or name not in made.equal_price.chosen:
-        return ()
-    chosen = made.equal_price.chosen[name]
-    options = {"seed": seed, "batch_size": batch_size, "progress": progress} | dict(options)
-    model = made.equal_price.model
-    options |= {"vectors": chosen.vectors, "strength": chosen.strength}
-    rows = evaluate_lm_eval(model, tokenizer, **made.equal_price.searching.options, **options)
-    return tuple(row.to_dict() for row in rows)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _STATISTICS:
-        from . import statistics
-
-        return getattr(statistics, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -81,19 +81,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Json values: the verdict and the table, without the scores of single items."""
-        comparison = self.comparison
-        rows = [
-            {k: v for k, v in row.to_dict().items() if k != "values"} for row in comparison.rows
-        ]
-        return {
-            "task": self.task,
-            "method": self.method,
-            "verdict": self.verdict,
-            "budget": comparison.budget,
-            "measure": comparison.measure,
-            "seed": comparison.seed,
-            "rows": rows,
-        }
+        told = {"task": self.task, "method": self.method, "verdict": self.verdict}
+        return told | self.comparison.summary()
 
     def to_dict(self) -> dict[str, Any]:
         """Json values."""

@@ -1,151 +1,95 @@
-"""Tables and pictures of measured steering: what a person looks at after a run.
-
-Pictures need the ``plot`` extra (matplotlib), which is imported only when one is drawn.
-"""
+"""What a terminal shows of a comparison and of an evaluation."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from .pairing.layer_pairs import LayerPairing
-from .support.numbers import fixed, interval, p_value, setting, unit
-from .support.paths import local_path
-from .support.writing import replacing
-
-if TYPE_CHECKING:
-    from .comparison import Comparison
-    from .demo.run import Row
-    from .statistics import PairedTest
-
-INK, MUTED = "#1c2733", "#6b7885"
-LINES = ("#c4502b", "#2f6db3", "#3f8f5b", "#8a5aa8", "#8d8d8d")
+from .comparison import UNSTEERED, Comparison
+from .evaluation import Evaluation
+from .support.numbers import NONE, number, p_value, seconds, signed_number, with_error
+from .support.text import SafeConsole
+from .vectors.controls_table import PLAIN, controls_table
 
 
-def can_plot() -> bool:
-    """Whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
+def wide_console() -> Console:
+    """A console for tables of many columns: a log has no edge to wrap at."""
+    console = SafeConsole()
+    if not console.is_terminal:
+        console.width = 120
+    return console
 
 
-def results_table(rows: Sequence[Row], title: str) -> Table:
-    """Every method with its accuracy, its price and the settings validation chose."""
-    table = Table(title=title, caption="[ ] 95 % bootstrap intervals; losses in nats per token")
+def comparison_table(comparison: Comparison, title: str, method: str | None = None) -> Table:
+    """Every method at the same divergence budget: score, price, chosen settings, tests.
+
+    Args:
+        method: the row that the verdict is about, shown in bold.
+    """
+    shown = controls_table(comparison.summary(), PLAIN)
+    table = Table(title=title, caption=shown.caption)
     table.add_column("steered by", min_width=22)
-    for name in ("accuracy", "prob.", "loss,\nother", "loss,\nplain", "layers", "strength"):
+    controls = ["p, un-\nsteered", "p, best\nrandom"][: len(shown.controls)]
+    prices = [name.replace(" ", "\n") for name in shown.prices]
+    for name in ("score", "diver-\ngence", *prices, "layers", "strength", *controls):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.name,
-            interval(row.accuracy, _score),
-            _score(row.probability.mean),
-            fixed(row.other_loss),
-            fixed(row.plain_loss),
-            ", ".join(map(str, row.layers)) or "-",
-            setting(row.strength),
-            style="bold" if row.is_default else None,
-        )
+    for line in shown.lines:
+        table.add_row(*shown.cells(line), style="bold" if line.name == method else None)
     return table
 
 
-def comparison_table(comparison: Comparison, title: str) -> Table:
-    """Every method at the same divergence budget: score, price, chosen settings, tests."""
-    family = max((t.family for r in comparison.rows for t in r.against.values()), default=1)
-    caption = (
-        f"budget {setting(comparison.budget)} {unit(comparison.measure)}; [ ] 95 % bootstrap "
-        f"intervals; p after Holm's correction over {family} tests, ↓ where the method is lower; "
-        "* over the budget"
+def skipped_lines(comparison: Comparison) -> Iterator[str]:
+    """A sentence for every reason why methods were not measured."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in comparison.skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        yield f"Not measured, since it {reason}: {'; '.join(names)}."
+
+
+def harness_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of one metric of lm-evaluation-harness, each with its standard error."""
+    sides = ("unsteered", "steered")
+    cells = {side: with_error(row[side]["value"], row[side].get("stderr")) for side in sides}
+    difference = signed_number(row["steered"]["value"] - row["unsteered"]["value"])
+    test, items = row.get("test"), row.get("items")
+    told = {"items": NONE if items is None else str(items), "difference": difference}
+    return cells | told | {"p": NONE if test is None else p_value(test)}
+
+
+def harness_table(evaluation: Evaluation) -> Table:
+    table = Table(title=f"lm-eval: {evaluation.method}", caption="± standard error")
+    for name in ("task", "metric", "items"):
+        table.add_column(name)
+    for name in ("unsteered", "steered", "p"):
+        table.add_column(name, justify="right")
+    for row in evaluation.harness:
+        cells = harness_cells(row)
+        figures = (cells[name] for name in ("items", "unsteered", "steered", "p"))
+        table.add_row(row["task"], row["metric"], *figures)
+    return table
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """The table, what is missing from it, the verdict, and how the items changed."""
+    console, comparison = wide_console(), evaluation.comparison
+    console.print(comparison_table(comparison, evaluation.task, evaluation.method))
+    for sentence in skipped_lines(comparison):
+        console.print(sentence)
+    for reason, count in evaluation.excluded.items():
+        console.print(f"Left out or cut: {count} {reason}.")
+    told = evaluation.settings.get("perplexity", {})
+    for name in (UNSTEERED, evaluation.method) if told else ():
+        shown = ", ".join(f"{number(value)} on {kind} texts" for kind, value in told[name].items())
+        console.print(f"Perplexity, {name}: {shown}.")
+    if evaluation.harness:
+        console.print(harness_table(evaluation))
+    console.print(evaluation.verdict)
+    counts = evaluation.outcomes
+    console.print(
+        f"Test items: {counts['win']} better, {counts['loss']} worse, {counts['tie']} the same. "
+        f"{seconds(comparison.seconds)}.",
     )
-    table = Table(title=title, caption=caption)
-    table.add_column("steered by", min_width=22)
-    names = [*comparison.rows[0].prices]
-    for name in ("score", "diver-\ngence", *names, "layers", "strength"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("p, un-\nsteered", "p, best\nrandom"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in comparison.rows:
-        p = [_p_value(test) for test in row.against.values()]
-        chosen = f"{row.extra_tokens} tokens" if row.prompt else fixed(row.strength)
-        table.add_row(
-            row.name,
-            interval(row.score, _score),
-            fixed(row.divergence, 3) + ("" if row.within else "*"),
-            *(fixed(row.prices[name]) for name in names),
-            ", ".join(map(str, row.layers)) or "-",
-            chosen,
-            *(p or ["-", "-"]),
-        )
-    return table
-
-
-def _p_value(test: PairedTest) -> str:
-    return p_value(test) + (" ↓" if test.difference.mean < 0 else "")
-
-
-def _score(value: float) -> str:
-    return fixed(value, bare=True)
-
-
-def heat_map(
-    path: str | os.PathLike,
-    matrix: Tensor,
-    pairing: LayerPairing,
-    expert_layers: Sequence[int],
-    target_layers: Sequence[int],
-) -> None:
-    """Write a PNG of the information between all layer pairs, the chosen pairs framed.
-
-    Args:
-        matrix: ``[L_E, L_T]`` in nats; rows and columns belong to the given layers.
-    """
-    from .report_page import charts
-    from .report_page.pairs import draw_pairs
-
-    layers = {"expert_axis": tuple(expert_layers), "target_axis": tuple(target_layers)}
-    drawn = replace(pairing, matrix=matrix, floor=None, **layers)
-    charts.picture(local_path(path), draw_pairs, drawn)
-
-
-def strength_curve(
-    path: str | os.PathLike,
-    strengths: Sequence[float],
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    chance: float,
-) -> None:
-    """Write a PNG of effect and price against strength, one line per method.
-
-    Args:
-        curves: name -> (accuracy, loss on the other dialect) per strength.
-        chance: accuracy without steering.
-    """
-    figure, (left, right) = _figure(9.0, 3.8, columns=2)
-    for (name, points), colour in zip(curves.items(), LINES):
-        for axes, values in zip((left, right), zip(*points)):
-            axes.plot(strengths, values, color=colour, label=name, linewidth=1.8, marker="o", ms=3)
-    left.axhline(chance, color=MUTED, linewidth=1, linestyle=":", label="unsteered")
-    left.set_ylabel("accuracy of the specialist's answer")
-    left.set_ylim(0, 1.02)
-    left.set_title("effect", fontsize=10, color=INK)
-    right.set_ylabel("loss on the other dialect (nats per token)")
-    right.set_title("price", fontsize=10, color=INK)
-    for axes in (left, right):
-        axes.set_xlabel("strength (median norms)")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e5e8eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-    left.legend(frameon=False, fontsize=8)
-    with replacing(local_path(path)) as temporary:
-        figure.savefig(temporary, dpi=160)
-
-
-def _figure(width: float, height: float, columns: int = 1):
-    # The object interface: no global state, and no window system is ever asked for.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    return figure, figure.subplots(1, columns)

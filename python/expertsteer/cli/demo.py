@@ -16,9 +16,6 @@ def demo(
         "demo-output"
     ),
     seed: Seed = 0,
-    controls: Annotated[
-        bool, typer.Option("--controls", help="Every method and control at one price instead.")
-    ] = False,
     files: Annotated[
         Path | None,
         typer.Option(help="Only write the models and texts here, to try other commands on."),
@@ -29,10 +26,9 @@ def demo(
     if files is not None:
         _write(files, as_json)
         return
-    from ..demo.controls import run_controls
     from ..demo.run import run_demo
 
-    result = (run_controls if controls else run_demo)(out, seed=seed, quiet=as_json)
+    result = run_demo(out, seed=seed, quiet=as_json)
     if as_json:
         print_json(result.to_dict())
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from ..support.numbers import number, p_text, seconds, with_error
 from ..support.paths import local_path
 from ..support.text import SafeConsole
 from ._common import (
@@ -130,6 +128,7 @@ def evaluate(
     from ..evaluate import evaluate as run
     from ..lm_eval_tasks import require_tasks
     from ..models.loading import load
+    from ..report import print_evaluation
     from ..report_page import write_report
     from ..report_page.words import finite
     from ..states.in_memory import capture
@@ -197,7 +196,7 @@ def evaluate(
     if as_json:
         print_json(finite(result.to_dict()))
     else:
-        _print(result)
+        print_evaluation(result)
     page = None if report is None else write_report(result, report)
     if page is not None and not as_json:
         SafeConsole(soft_wrap=True).print(f"Report: {page}")
@@ -250,46 +249,3 @@ def _task_options(kind: TaskType, given: dict[str, Any]) -> dict[str, Any]:
             )
     chosen = {name: given[name] for name, (owner, _) in of.items() if owner is kind}
     return {name: value for name, value in chosen.items() if value is not None}
-
-
-def _print(result: Any) -> None:
-    from ..report import comparison_table
-
-    console = SafeConsole()
-    if not console.is_terminal:  # a log has no edge to wrap at
-        console.width = 120
-    console.print(comparison_table(result.comparison, result.task))
-    reasons: dict[str, list[str]] = {}
-    for name, reason in result.comparison.skipped.items():
-        reasons.setdefault(reason, []).append(name)
-    for reason, names in reasons.items():
-        console.print(f"Not measured, since it {reason}: {'; '.join(names)}.")
-    for reason, count in result.excluded.items():
-        console.print(f"Left out or cut: {count} {reason}.")
-    for name in ("unsteered", result.method) if "perplexity" in result.settings else ():
-        texts = result.settings["perplexity"][name]
-        shown = ", ".join(f"{number(value)} on {kind} texts" for kind, value in texts.items())
-        console.print(f"Perplexity, {name}: {shown}.")
-    if result.harness:
-        console.print(_harness_table(result))
-    console.print(result.verdict)
-    counts = result.outcomes
-    console.print(
-        f"Test items: {counts['win']} better, {counts['loss']} worse, {counts['tie']} the same. "
-        f"{seconds(result.comparison.seconds)}.",
-    )
-
-
-def _harness_table(result: Any) -> Table:
-    table = Table(title=f"lm-eval: {result.method}", caption="± standard error")
-    for name in ("task", "metric", "items"):
-        table.add_column(name)
-    for name in ("unsteered", "steered", "p"):
-        table.add_column(name, justify="right")
-    for row in result.harness:
-        sides = [
-            with_error(row[side]["value"], row[side]["stderr"]) for side in ("unsteered", "steered")
-        ]
-        p = p_text(None if row["test"] is None else row["test"]["p_value"])
-        table.add_row(row["task"], row["metric"], str(row["items"]), *sides, p)
-    return table

@@ -44,10 +44,11 @@ def _pairing_in(folder: str):
 
 
 def _plot_pairs(pairing, folder: str, path: Path) -> None:
-    from ..report import can_plot, heat_map
+    from ..report_page.charts import can_plot, picture
+    from ..report_page.pairs import draw_pairs
 
     if pairing is None or pairing.matrix is None:
         raise ValueError(f"folder {folder!r} holds no matrix of layer pairs to plot")
     if not can_plot():
         raise ValueError("--plot needs matplotlib: pip install 'expertsteer[plot]'")
-    heat_map(path, pairing.matrix, pairing, pairing.expert_axis, pairing.target_axis)
+    picture(local_path(path), draw_pairs, pairing)

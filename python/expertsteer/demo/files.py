@@ -45,11 +45,12 @@ def write_files(folder: str | os.PathLike, *, examples: int = 400, seed: int = 0
     _write_rows(folder / "contrast.jsonl", rows)
     plain = "\n".join(world.plain_texts(40, seed=3)) + "\n"
     _write(folder / "plain.txt", plain)
-    _write_rows(folder / "questions.jsonl", _questions())
+    _write_rows(folder / "questions.jsonl", question_rows())
     return folder
 
 
-def _questions() -> Iterable[dict[str, Any]]:
+def question_rows() -> Iterable[dict[str, Any]]:
+    """Rows of a multiple-choice task; the answer is the specialist's."""
     for split in world.SPLITS:
         for question in world.questions(split):
             answer = question.answers[world.SPECIALIST]

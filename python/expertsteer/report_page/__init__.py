@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import Evaluation
-from ..report import can_plot
 from ..support.artifact_files import to_json
 from ..support.numbers import count
 from ..support.paths import local_path
 from ..support.versions import VERSION
 from ..support.writing import made_folder, replacing
 from . import charts
+from .charts import can_plot
 from .curve import chosen_points, draw_curve
 from .markdown import markdown_table
 from .pairs import can_draw, draw_pairs, has_numbers

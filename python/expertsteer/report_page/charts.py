@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ _STYLE = {
     "axes.unicode_minus": True,
     "text.parse_math": False,  # a "$" in a method's name is no formula
 }
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def picture(path: Path, draw: Callable[..., Any], *args: Any) -> None:

@@ -10,20 +10,11 @@ from typing import Any
 
 from ..comparison import Comparison, ComparisonRow
 from ..evaluation import Answered, Evaluation
+from ..report import harness_cells
 from ..statistics import Interval, PairedTest
-from ..support.numbers import (
-    count,
-    equals,
-    interval,
-    number,
-    p_text,
-    p_value,
-    setting,
-    unit,
-    with_error,
-)
-from .markdown import control_names, family_of, price_names, setting_of
-from .tree import scalar, tree
+from ..support.numbers import count, equals, number, p_value, setting, signed_number, unit
+from ..vectors.controls_table import ControlsTable, controls_table
+from .tree import tree
 from .words import clean, excerpt, line
 
 SHOWN = 12  # examples of each outcome
@@ -43,17 +34,18 @@ KINDS = {
 def page_values(evaluation: Evaluation) -> dict[str, Any]:
     """Everything of the page but its charts."""
     comparison, row = evaluation.comparison, evaluation.comparison.row(evaluation.method)
+    shown = controls_table(comparison.summary())
     return {
         "task": clean(evaluation.task),
         "method": line(evaluation.method),
         "verdict": clean(evaluation.verdict),
         "status": status(row),
         "figures": _key_figures(comparison, row),
-        "table": _table(comparison, evaluation.method),
+        "table": _table(comparison, shown, evaluation.method),
         "skipped": [(line(n), clean(why)) for n, why in comparison.skipped.items()],
-        "budget": number(comparison.budget),
-        "unit": unit(comparison.measure),
-        "family": family_of(comparison),
+        "budget": shown.budget,
+        "unit": shown.unit,
+        "family": shown.family,
         "kl": comparison.measure == "kl",
         "curves": _curves(evaluation),
         "pairs": _pairs(evaluation),
@@ -73,10 +65,6 @@ def status(row: ComparisonRow) -> str:
     return "good" if row.within else "dear"
 
 
-def _signed(value: float) -> str:
-    return number(value, signed=True)
-
-
 def _key_figures(comparison: Comparison, row: ComparisonRow) -> list[tuple[str, str, str]]:
     """Label, figure, remark."""
     score = f"95 % interval {number(row.score.low)} to {number(row.score.high)}"
@@ -84,9 +72,9 @@ def _key_figures(comparison: Comparison, row: ComparisonRow) -> list[tuple[str, 
     for name, test in row.against.items():
         d = test.difference
         p = equals(p_value(test)).replace(" ", "\u00a0")
-        remark = f"{_signed(d.low)} to {_signed(d.high)}, p\u00a0{p}"
-        figures.append((f"against {line(name)}", number(d.mean, True), remark))
-    cost = f"of a budget of {number(comparison.budget)} {unit(comparison.measure)}"
+        remark = f"{signed_number(d.low)} to {signed_number(d.high)}, p\u00a0{p}"
+        figures.append((f"against {line(name)}", signed_number(d.mean), remark))
+    cost = f"of a budget of {setting(comparison.budget)} {unit(comparison.measure)}"
     cost += "" if row.within else ", which it breaks"
     figures.append(("divergence", number(row.divergence), cost))
     test = next(iter(row.against.values()))
@@ -96,8 +84,7 @@ def _key_figures(comparison: Comparison, row: ComparisonRow) -> list[tuple[str, 
     return figures
 
 
-def _table(comparison: Comparison, method: str) -> dict[str, Any]:
-    controls, prices = control_names(comparison), price_names(comparison)
+def _table(comparison: Comparison, shown: ControlsTable, method: str) -> dict[str, Any]:
     scores = [x for row in comparison.rows for x in row.score if math.isfinite(x)] or [0.0]
     low, span = min(scores), (max(scores) - min(scores)) or 1.0
 
@@ -105,56 +92,38 @@ def _table(comparison: Comparison, method: str) -> dict[str, Any]:
         return round(100 * (value - low) / span, 2) if math.isfinite(value) else 0.0
 
     base = next((place(row.score.mean) for row in comparison.rows if row.kind == "none"), None)
-    rows = [
-        {
-            "name": line(row.name),
-            "kind": KINDS.get(row.kind, line(row.kind)),
-            "default": row.name == method,
-            "mean": number(row.score.mean),
-            "interval": f"[{number(row.score.low)}, {number(row.score.high)}]",
-            "bar": [place(row.score.low), place(row.score.mean), place(row.score.high)],
-            "divergence": number(row.divergence),
-            "within": row.within,
-            "prices": [number(row.prices.get(name)) for name in prices],
-            "layers": _listed(row.layers),
-            "strength": setting_of(row),
-            "tests": [_test(row.against.get(name)) for name in controls],
-            "tried": count(row.tried) if row.tried else number(None),
-        }
-        for row in comparison.rows
-    ]
+    rows = []
+    for row, cells in zip(comparison.rows, shown.lines):
+        mean, _, interval = cells.score.partition(" ")
+        rows.append(
+            cells._asdict()
+            | {
+                "name": line(row.name),
+                "kind": KINDS.get(row.kind, line(row.kind)),
+                "default": row.name == method,
+                "mean": mean,
+                "interval": interval,
+                "bar": [place(row.score.low), place(row.score.mean), place(row.score.high)],
+                "tests": [
+                    None if cell is None else cell._asdict() | _sure(row.against[name])
+                    for name, cell in zip(shown.controls, cells.tests)
+                ],
+            }
+        )
     return {
         "rows": rows,
-        "prices": [line(name) for name in prices],
-        "controls": [line(name) for name in controls],
+        "prices": [line(name) for name in shown.prices],
+        "controls": [line(name) for name in shown.controls],
         "base": base,
         "over": any(not row.within for row in comparison.rows),
         "worse": any(test["worse"] for row in rows for test in row["tests"] if test),
     }
 
 
-def _test(test: PairedTest | None) -> dict[str, Any] | None:
-    if test is None:
-        return None
-    return {
-        "p": p_value(test),
-        "difference": interval(test.difference, _signed),
-        "beats": test.beats(),
-        "worse": _worse(test),
-    }
-
-
-def _worse(test: PairedTest) -> bool:
-    """Surely lower than the control, by the rule that says what is surely higher."""
-    return replace(test, difference=Interval(*(-x for x in test.difference))).beats()
-
-
-def _listed(layers: Sequence[int]) -> str:
-    """``3``, ``1, 2, 5`` or ``0–79``."""
-    layers = list(layers)
-    if len(layers) > 3 and layers == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}–{layers[-1]}"
-    return ", ".join(map(str, layers)) or number(None)
+def _sure(test: PairedTest) -> dict[str, bool]:
+    """Whether the method is surely higher, and whether it is lower by the same rule."""
+    turned = replace(test, difference=Interval(*(-x for x in test.difference)))
+    return {"beats": test.beats(), "worse": turned.beats()}
 
 
 def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -184,7 +153,7 @@ def _pairs(evaluation: Evaluation) -> dict[str, Any] | None:
             rows.append((e, t, False, number(_nats(pairing, e, t)), value))
     return {
         "rule": clean(pairing.rule),
-        "rows": [(*row[:4], number(row[4], signed=True)) for row in rows],
+        "rows": [(*row[:4], signed_number(row[4])) for row in rows],
         "measured": bool(effects),
         "count": len(pairing),
     }
@@ -237,16 +206,8 @@ def _example(example: Answered, index: int) -> dict[str, Any]:
 
 
 def _harness_row(row: Mapping[str, Any]) -> dict[str, str]:
-    def side(name: str) -> str:
-        return with_error(row[name]["value"], row[name].get("stderr"))
-
-    sides = {name: side(name) for name in ("unsteered", "steered")}
-    difference = _signed(row["steered"]["value"] - row["unsteered"]["value"])
     words = {name: line(row.get(name)) for name in ("task", "metric", "filter")}
-    test = row.get("test") or {}
-    p = test.get("p_value") if test.get("adjusted") is None else test["adjusted"]
-    told = {"difference": difference, "items": scalar(row.get("items")), "p": p_text(p)}
-    return words | sides | told
+    return harness_cells(row) | words
 
 
 def _health(health: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -268,7 +229,7 @@ def _health(health: Mapping[str, Any]) -> dict[str, Any] | None:
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
     comparison = evaluation.comparison
     own = {
-        "budget": f"{number(comparison.budget)} {unit(comparison.measure)}",
+        "budget": f"{setting(comparison.budget)} {unit(comparison.measure)}",
         "seed of the comparison": comparison.seed,
         "random directions": len(comparison.random),
         "seconds of the comparison": round(comparison.seconds, 1),

@@ -28,6 +28,11 @@ def number(value: float | None, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
+def signed_number(value: float | None) -> str:
+    """A difference as `number` shows it, its sign in front."""
+    return number(value, signed=True)
+
+
 def fixed(value: float | None, places: int = 2, *, bare: bool = False, signed: bool = False) -> str:
     """So many decimal places, in plain characters for a terminal; ``-`` for what is missing.
 
@@ -84,7 +89,8 @@ def p_text(p: float | None) -> str:
 def p_value(test: Any) -> str:
     """Of a `PairedTest`, or of its document; corrected where a correction was made."""
     of = test if isinstance(test, dict) else vars(test)
-    return p_text(of["p_value"] if of["adjusted"] is None else of["adjusted"])
+    corrected = of.get("adjusted")
+    return p_text(of["p_value"] if corrected is None else corrected)
 
 
 def equals(p: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -30,6 +31,14 @@ def line(text: Any, limit: int = 120) -> str:
 def markdown(text: Any, limit: int = 120) -> str:
     """A name as one cell of a markdown table, or a sentence in a paragraph of its own."""
     return _MARKDOWN.sub(r"\\\1", line(text, limit))
+
+
+def markdown_rows(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = False
+) -> str:
+    """A markdown table of cells that are escaped; ``right`` aligns all columns but the first."""
+    rule = ["---", *(["---:" if right else "---"] * (len(head) - 1))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def code(text: Any) -> str:

@@ -6,8 +6,9 @@ import json
 import os
 from typing import Any
 
-from ..support.numbers import fixed, interval, p_value, setting, short, unit
-from ..support.text import code, markdown
+from ..support.numbers import setting, short, unit
+from ..support.text import code, markdown, markdown_rows
+from .controls_table import controls_markdown
 from .metadata import CALIBRATION_KEY, EVALUATION_KEY, understanding
 
 PAPER = "https://arxiv.org/abs/2505.12313"
@@ -48,9 +49,9 @@ def _card(document: dict[str, Any], repo_id: str | None) -> str:
         _opening(document),
         _use(metadata, repo_id),
         "## Where they came from",
-        _table(("", ""), _origin(metadata)),
+        markdown_rows(("", ""), _origin(metadata)),
         "## Layers",
-        _table(*_layers(document["layers"])),
+        markdown_rows(*_layers(document["layers"])),
         "## What they did",
         *_measured(metadata),
     ]
@@ -121,41 +122,8 @@ def _measured(metadata: dict[str, Any]) -> list[str]:
         )
     for measured in metadata.get(EVALUATION_KEY, []):
         parts += [markdown(measured["verdict"], _LONGEST)]
-        parts += [f"Measured: {markdown(measured['task'])}. {_budget(measured)}"]
-        parts.append(_controls(measured["rows"]))
+        parts += [f"Measured: {markdown(measured['task'])}.", controls_markdown(measured)]
     return parts or ["Not measured. `expertsteer evaluate` shows them beside their controls."]
-
-
-def _controls(rows: list[dict[str, Any]]) -> str:
-    head = ("steered by", "score", "divergence", "layers", "strength", "p, unsteered", "p, random")
-    cells = []
-    for row in rows:
-        score = (row["score"][name] for name in ("mean", "low", "high"))
-        tests = [p_value(test) for test in row["against"].values()] or ["-", "-"]
-        cells.append(
-            (
-                markdown(row["name"]),
-                interval(score, fixed),
-                fixed(row["divergence"], 3) + ("" if row["within"] else " (over budget)"),
-                markdown(", ".join(map(str, row["layers"]))) or "-",
-                fixed(row["strength"]),
-                *tests,
-            )
-        )
-    return _table(head, cells)
-
-
-def _budget(measured: dict[str, Any]) -> str:
-    return (
-        f"All at a budget of {setting(measured['budget'])} ({unit(measured['measure'])}) on "
-        "neutral text; brackets are 95 % bootstrap intervals, p-values are of paired tests, "
-        "corrected for how many there are."
-    )
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _flat(value: Any) -> str:
