@@ -94,7 +94,7 @@ class TaskOnModel:
         return f"{self.task.score_name} on {len(self.items['test'])} items of {self.task.source}"
 
     def bar(self, description: str) -> str | None:
-        """What `progress` shows; ``None`` where bars are off."""
+        """What ``progress`` shows; ``None`` where bars are off."""
         return description if self.progress else None
 
     def _require_usable(self, encoded: dict[str, list[Any]]) -> None:

@@ -73,7 +73,7 @@ def fit_concepts(
     """Fit steering vectors for every contrast set of a folder, from one pair of models.
 
     A text is captured once, in however many sets it stands. Run again, it makes only what is
-    missing; with `torch.distributed` running, texts and concepts are shared out over the
+    missing; with ``torch.distributed`` running, texts and concepts are shared out over the
     processes.
 
     Args:
@@ -86,8 +86,8 @@ def fit_concepts(
         columns: see `ContrastSet.from_file`.
 
     Returns:
-        The index: ``concepts``, an entry each with its name, folder, layers, examples and figures,
-        and ``texts``, how many different ones were captured.
+        The index, with ``concepts``, an entry each with its name, folder, layers, examples and
+        figures, and ``texts``, how many different ones were captured.
 
     Raises:
         ContrastSetError: no contrast set, or malformed ones, all of them named, before any model

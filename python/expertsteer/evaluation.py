@@ -76,7 +76,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """One sentence: whether the method beats the unsteered model and every random direction."""
+        """In words, whether the method beats the unsteered model and every random direction."""
         return self.comparison.verdict(self.method)
 
     def summary(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class ExpertSteer:
         seed: of every random choice.
         captures: a folder for the states, ``expert`` and ``target`` in it (`capture_to`): a fit
             that was stopped goes on there. Needed where several processes share the work
-            (`torch.distributed`); by default states are held in memory.
+            (``torch.distributed``); by default states are held in memory.
 
     After ``fit``: ``expert_``, ``target_`` (the captures), ``information_``, ``pairing_`` and
     ``alignment_`` (of the chosen pairs); with ``health`` also ``health_``, with ``neutral``
@@ -129,7 +129,7 @@ class ExpertSteer:
             contrast: a `ContrastStream` needs ``captures``.
             expert_options, target_options: for one side only: ``revision`` (with a Hub id),
                 ``trust_remote_code``, and ``decoder_layers`` and ``layers`` of its capture.
-            load_options: ``device``, ``dtype`` and ``trust_remote_code`` (off; see `load`) for
+            load_options: ``device``, ``dtype`` and ``trust_remote_code`` (off; see ``load``) for
                 models given by name.
 
         Raises:

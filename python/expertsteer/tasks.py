@@ -42,7 +42,7 @@ def load_task(path: str | os.PathLike, kind: str = "choice", **options: Any) -> 
     A perplexity task may also be a text file (``.txt``) of one text a line.
 
     Raises:
-        TaskError: an unknown kind, no such file, or what `Task.from_jsonl` raises.
+        TaskError: an unknown kind, no such file, or what `tasks.Task.from_jsonl` raises.
     """
     if kind not in TASKS:
         raise TaskError(f"kind must be one of {tuple(TASKS)}, came {kind!r}")

@@ -28,7 +28,7 @@ _PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, repr=False)
 class ContrastSet(Sequence[Example]):
-    """An immutable sequence of `Example`, never empty, with both labels present.
+    """An immutable sequence of ``Example``, never empty, with both labels present.
 
     Only a subset (``take`` or a slice) may hold a single label, since subsets also serve to
     capture a set piece by piece; whatever learns from labels checks them again.
@@ -92,7 +92,7 @@ class ContrastSet(Sequence[Example]):
     def from_dataset(
         cls, dataset: Iterable[Mapping[str, Any]], columns: Mapping[str, str] | None = None
     ) -> ContrastSet:
-        """Read a `datasets.Dataset`, an `IterableDataset` or any rows by name; see `from_file`.
+        """Read a ``datasets.Dataset``, an ``IterableDataset`` or any rows by name; see `from_file`.
 
         Raises:
             ContrastSetError: malformed rows, each named by its index (from 0).
@@ -182,7 +182,7 @@ class ContrastSet(Sequence[Example]):
 
     @property
     def digest(self) -> str:
-        """sha256 over texts, labels and pairs in order: equal for equal sets, from any file."""
+        """sha256 over texts, labels and pairs in order, equal for equal sets from any file."""
         digest = Digest()
         for example in self.numbered():
             digest.add(example)

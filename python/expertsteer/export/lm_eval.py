@@ -1,4 +1,4 @@
-"""Steering vectors for the ``steered`` model of lm-evaluation-harness.
+"""Steering vectors for the ``steered`` model of lm-evaluation-harness::
 
     lm_eval --model steered --model_args pretrained=TARGET,steer_path=vectors.pt --tasks ...
 

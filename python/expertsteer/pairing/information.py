@@ -66,7 +66,7 @@ def mutual_information(
 
     Args:
         x: ``[L_x, N, d_x]``; y: ``[L_y, N, d_y]``, rows paired: tensors, captures, or anything
-            that gives a layer's states ``[N, d]`` by index (`LayerSource`), such as
+            that gives a layer's states ``[N, d]`` by index (``LayerSource``), such as
             `HiddenStates.open`, which reads each layer from disk when its turn comes.
         estimator: ``"gaussian"``: exact for jointly Gaussian states, else a lower bound on the
             information of the components in practice; sees linear dependence only. ``"ksg"``:

@@ -55,8 +55,8 @@ class RFM:
         tuning_metric: ``"mse"`` or ``"auc"`` (binary labels): what picks the best fit when
             validation rows are given; earlier fits win ties.
         backend: see `expertsteer.ops`.
-        regime: ``"auto"`` (see `plan`), or ``"gram"``, ``"feature"``, ``"streamed"``: three ways to
-            compute the same machine.
+        regime: ``"auto"`` (see `rfm.plan`), or ``"gram"``, ``"feature"``, ``"streamed"``: three
+            ways to compute the same machine.
         memory_budget: bytes that a fit may use beside its data; half of the memory by default.
 
     Attributes:
@@ -69,8 +69,8 @@ class RFM:
         bandwidth_: the kept fit's bandwidth, float or ``[B]``.
         ridge_: ``[iters + 1]`` or ``[iters + 1, B]``, the ridge that each fit took: ``reg``, or
             more where the kernel matrix was not positive definite at it (a warning says so too).
-        plan_: the `Plan` that was followed.
-        grid_: after `fit_grid`, the `Grid` with every setting's figures.
+        plan_: the `rfm.Plan` that was followed.
+        grid_: after `fit_grid`, the `rfm.grid.Grid` with every setting's figures.
 
     Computes in float64 for float64 input and in float32 otherwise, and keeps a centred copy of X.
     """

@@ -48,11 +48,11 @@ def capture(
         dtype: of the result: ``None`` or ``"model"`` for the model's own, or a floating-point
             type such as ``torch.float32``.
         max_length: cut longer examples to so many tokens, with a warning; never cut by default.
-        decoder_layers: dotted path of the list of layers where `find_decoder` needs it.
+        decoder_layers: dotted path of the list of layers where ``find_decoder`` needs it.
         progress: show a bar over the examples.
 
     Returns:
-        HiddenStates on the CPU: ``states [L, N, D]``, ``labels [N]``, ``keys [N]``, in the order
+        `HiddenStates` on the CPU, ``states [L, N, D]``, ``labels [N]``, ``keys [N]``, in the order
         of the contrast set, whatever the order of the batches.
 
     Raises:

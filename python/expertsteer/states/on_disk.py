@@ -60,7 +60,7 @@ def capture_to(
     States are written in shards of consecutive examples. A process that is killed loses the shard
     it was at and nothing else; the same call again, with any number of processes, makes only what
     is missing. Batches do not depend on who makes them, so neither do the states. Where
-    `torch.distributed` is running every process calls this with its own copy of the model, or
+    ``torch.distributed`` is running every process calls this with its own copy of the model, or
     with its part of a tensor-parallel one, on a folder that all of them see.
 
     Args:

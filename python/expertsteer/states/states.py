@@ -130,7 +130,7 @@ class HiddenStates:
 
     @staticmethod
     def open(folder: str | os.PathLike) -> StoredStates:
-        """What `save_pretrained` or `capture_to` wrote, its layers left on disk until asked for."""
+        """What ``save_pretrained`` or `capture_to` wrote, its layers left on disk until needed."""
         return StoredStates(**of_folder(folder))
 
 

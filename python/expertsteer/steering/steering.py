@@ -65,7 +65,7 @@ def attach(
             generated, and what starts one as the prompt, unless ``set(prompt_length=...)`` says.
         operation: ``"add"``; ``"add_keep_norm"`` rescales each state to the norm it had;
             ``"remove"`` takes the share ``strength`` of the component along the vector away;
-            ``"clamp"`` sets that component to ``strength`` times the scale (see `ops.steer`).
+            ``"clamp"`` sets that component to ``strength`` times the scale (see ``ops.steer``).
         gate: steer a token only where its state projects on a vector beyond a threshold.
         mode: ``"fold"`` makes the vector the bias of each layer's last linear, which adds no
             operation where the kernel takes one anyway, and beside a bias that the linear has the
@@ -145,7 +145,7 @@ class Steering(Changeable):
 
     @property
     def vectors(self) -> Any:
-        """As they were given: one `SteeringVectors`, or all of them by name."""
+        """As they were given, one `SteeringVectors` or all of them by name."""
         experts = self.bank.experts
         return experts[0] if list(experts) == [0] else experts
 

@@ -274,7 +274,7 @@ class SteeringVectors:
         Args:
             private: of a repository that is made now; by default as the account has it.
             revision: branch to write to, made if absent; the main one by default.
-            card: text of the README; by default `card.model_card` of these vectors.
+            card: text of the README; by default the model card of these vectors.
             token: by default the one you are logged in with.
             upload: for ``huggingface_hub.HfApi.upload_folder`` (commit_message, create_pr, ...).
 
