@@ -23,12 +23,13 @@ test-versions: $(VENV)/.installed  ## the tests that depend on transformers, wit
 	$(BIN)/python tests/versions.py --processes $(TEST_PROCESSES) $(VERSIONS_OPTIONS) $(RELEASES)
 
 lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
-	$(BIN)/ruff check python tests benchmarks examples
-	$(BIN)/ruff format --check python tests benchmarks examples
+	$(BIN)/ruff check python tests benchmarks examples docs
+	$(BIN)/ruff format --check python tests benchmarks examples docs
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.inl csrc/*.cu
 
 docs: $(VENV)/.installed  ## build the documentation into build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --nitpicky --fresh-env --quiet -d build/doctrees docs build/docs
 
 bench: $(VENV)/.installed  ## run the benchmarks on this processor
 	$(BIN)/python -m pytest benchmarks -m "not gpu" --benchmark-only

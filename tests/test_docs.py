@@ -55,12 +55,27 @@ def test_the_readme_runs(tmp_path):
     run_blocks(README, tmp_path)
 
 
+def anchors(page):
+    """What the headings of a page are linked by, here and on GitHub."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text("utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
 def test_links_lead_somewhere(page):
     text = FENCE.sub("", page.read_text("utf-8"))
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", text):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            name, _, anchor = target.partition("#")
+            there = page.parent / name if name else page
+            assert there.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(there), f"{page.name} links to {target}"
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    shown = re.findall(r"^\.\. auto(?!module)\w+:: expertsteer\.(\w+)$", text, re.M)
+    assert sorted(shown) == sorted(set(es.__all__) - {"__version__"})
 
 
 def test_most_of_what_is_shown_is_run():

@@ -84,7 +84,7 @@ class Health:
     """What `health` measured.
 
     Attributes:
-        pairs: one `PairHealth` per layer pair, in the order of the pairing.
+        pairs: one ``PairHealth`` per layer pair, in the order of the pairing.
         findings: what is wrong; empty where every figure is within its threshold.
         examples, positive: their number, and how many have label 1.
         expert_width, target_width: of the states. With fewer examples than these the figures on
