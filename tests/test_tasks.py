@@ -6,13 +6,17 @@ import random
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 
 import expertsteer as es
 from expertsteer._scorers import contains, exact_match, normalized
-from expertsteer.models.generation import before_stop
+from expertsteer.models.generation import before_stop, generate_texts
 from expertsteer.models.scoring import choice_probabilities, mean_loss
 from expertsteer.tasks import TASKS, TaskError, load_task
-from families import build
+from families import VOCABULARY, build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
@@ -126,6 +130,38 @@ def test_generation_ends_before_its_stop_text(model, tokenizer):
     stopped = es.Generation.from_rows(rows, max_new_tokens=8, stop=(stop,)).on(model, tokenizer)
     assert stopped.measure("test").texts == [before_stop(t, [stop]) for t in texts]
     assert texts[0].startswith(stopped.measure("test").texts[0])
+
+
+@pytest.fixture(scope="module")
+def letters():
+    """A tokenizer of single letters, which can spell any stop text."""
+    from transformers import PreTrainedTokenizerFast
+
+    words = {letter: i for i, letter in enumerate(["<s>", *"abcdefghijklmnopqrstuvwxyz .,:;\n"])}
+    words |= {f"<{i}>": i for i in range(len(words), VOCABULARY)}
+    made = Tokenizer(WordLevel(words, unk_token="<s>"))
+    made.pre_tokenizer, made.decoder = Split("", "isolated"), Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<s>")
+
+
+def test_a_row_ends_with_its_stop_text_and_not_with_its_prompts(model, letters, monkeypatch):
+    rows = [letters(text)["input_ids"] for text in ("once", "a longer one : ", "b")]
+    options = {"max_new_tokens": 12, "batch_size": 4}
+    free = generate_texts(model, letters, rows, **options)
+    widths, generate = [], model.generate
+
+    def watched(**given):
+        widths.append(generate(**given).shape[1] - given["input_ids"].shape[1])
+        return generate(**given)
+
+    monkeypatch.setattr(model, "generate", watched)
+    for stop in ([text[3:5] for text in free], [free[0][-2:]], ["never ; seen"]):
+        assert generate_texts(model, letters, rows, stop=stop, **options) == [
+            before_stop(text, stop) for text in free
+        ]
+    assert widths[0] <= 8 and widths[2] == 12
+    (crossing,) = generate_texts(model, letters, rows[:1], stop=["e" + free[0][0]], **options)
+    assert crossing == before_stop(free[0], ["e" + free[0][0]]) and crossing
 
 
 def test_generated_text_is_scored_as_asked(model, tokenizer):

@@ -15,8 +15,6 @@ from .batches import length_batches
 from .decoder import require_decoder_only, unwrapped
 from .forward import before_text, evaluating, input_device
 
-_TAIL = 16  # tokens beyond the stop text's own length that are decoded to find it
-
 
 def generate_texts(
     model: nn.Module,
@@ -38,14 +36,15 @@ def generate_texts(
     model = unwrapped(model)
     texts = [""] * len(rows)
     batches, ends = length_batches(list(map(len, rows)), batch_size), _ends(model)
+    criterion = _stop_criterion(tokenizer, stop)
     if any(before_text(model)):
         batches = [same for batch in batches for same in _of_one_length(batch, rows)]
     with torch.inference_mode(), evaluating(model):
         for batch in progress(batches, bar or "", bar is not None):
             ids, mask = _left_padded([rows[i] for i in batch])
             options: dict[str, Any] = {}
-            if stop:
-                options["stopping_criteria"] = [_Stopped(tokenizer, ids.shape[1], stop)]
+            if criterion is not None:
+                options["stopping_criteria"] = [_behind_prompt(criterion, ids.shape[1])]
             device = input_device(model)
             written = model.generate(
                 input_ids=ids.to(device),
@@ -73,18 +72,23 @@ def before_stop(written: str, stop: Sequence[str]) -> str:
     return written[: min(places)] if places else written
 
 
-class _Stopped:
-    """Which rows have written a stop text, as ``generate`` asks after every token."""
+def _stop_criterion(tokenizer: Any, stop: Sequence[str]) -> Callable[..., Tensor] | None:
+    """Which rows of tokens end in a stop text, as transformers finds it; ``None`` where it cannot.
 
-    def __init__(self, tokenizer: Any, prompt: int, stop: Sequence[str]):
-        self.tokenizer, self.prompt, self.stop = tokenizer, prompt, stop
-        self.window = max(map(len, stop)) + _TAIL
+    It cannot with a vocabulary that spells no text beside its own words, or not this one. The rows
+    are then written to the end, and the text is cut all the same.
+    """
+    from transformers import StopStringCriteria
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        tails = input_ids[:, max(self.prompt, input_ids.shape[1] - self.window) :].tolist()
-        texts = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
-        done = [any(s in text for s in self.stop) for text in texts]
-        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+    try:
+        return StopStringCriteria(tokenizer, list(stop)) if stop else None
+    except ValueError:
+        return None
+
+
+def _behind_prompt(criterion: Callable[..., Tensor], prompt: int) -> Callable[..., Tensor]:
+    """The criterion of what is written alone: a stop text that a prompt begins is none."""
+    return lambda ids, scores, **_: criterion(ids[:, prompt:], scores)
 
 
 def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
