@@ -22,6 +22,7 @@ from .models.description import hidden_size
 from .models.forward import evaluating
 from .statistics import Interval
 from .steering.steering import attach
+from .support.numbers import short
 from .support.progress import progress
 from .support.tensors import normal_draws
 from .vectors.vectors import SteeringVectors
@@ -181,7 +182,9 @@ def _refused(ways: dict[str, Callable], decode: _Decode) -> dict[str, str]:
     for way, logits in found.items():
         off = float((logits - expected).abs().max() / expected.abs().max())
         if not off <= tolerance:
-            refused[way] = f"its logits differ from a plain hook's by {off:.1e} of the largest"
+            refused[way] = (
+                f"its logits differ from a plain hook's by {short(off, 2)} of the largest"
+            )
     return refused
 
 

@@ -18,6 +18,7 @@ from ._bracket import Bracket, search
 from ._neutral import MEASURES, Divergence, NeutralTexts, neutral_texts
 from .steering.checks import by_name
 from .steering.steering import attach
+from .support.numbers import setting, short, unit
 from .vectors.calibration import Calibration
 from .vectors.vectors import SteeringVectors
 
@@ -199,11 +200,11 @@ def checked_budget(budget: float, measure: str) -> float:
     """
     if measure not in MEASURES:
         raise ValueError(f"measure must be one of {MEASURES}, came {measure!r}")
-    least, unit = (0, "nats per token") if measure == "kl" else (1, "a ratio of perplexities")
+    least = 0 if measure == "kl" else 1
     if isinstance(budget, bool) or not least < budget < math.inf:
         raise ValueError(
-            f"budget must be more than {least} and finite with measure={measure!r} ({unit}), came "
-            f"{budget}"
+            f"budget must be more than {least} and finite with measure={measure!r} "
+            f"({unit(measure)}), came {budget}"
         )
     return float(budget) if measure == "kl" else math.log(budget)
 
@@ -229,9 +230,9 @@ def _exp(nats: float) -> float:
 def _raise_unmet(curve, budget, measure, layers, searching) -> None:
     strength, least = min(curve, key=lambda point: point[1])
     raise BudgetError(
-        f"budget={budget:g} ({measure}) is met by no strength tried for layers {layers}: the "
-        f"smallest divergence found is {least:.4g}, at strength {strength:.4g}; raise the budget, "
-        f"steer fewer layers, or lower smallest={searching.smallest:g} or start"
+        f"budget={setting(budget)} ({measure}) is met by no strength tried for layers {layers}: "
+        f"the smallest divergence found is {short(least)}, at strength {short(strength)}; raise "
+        f"the budget, steer fewer layers, or lower smallest={setting(searching.smallest)} or start"
     )
 
 
@@ -242,20 +243,21 @@ def _remarks(found: Bracket, texts: NeutralTexts, layers: tuple[int, ...]):
         yield f"texts: {texts.excluded} had too few tokens and were left out"
     at = f"layers {layers}"
     for a, b in found.falls():
-        yield f"{at}: the divergence falls from strength {a:.4g} to {b:.4g}; it is not monotonic"
+        fall = f"falls from strength {short(a)} to {short(b)}"
+        yield f"{at}: the divergence {fall}; it is not monotonic"
     if found.returns():
-        places = ", ".join(f"{place:.4g}" for place in found.returns())
+        places = ", ".join(map(short, found.returns()))
         yield (
             f"{at}: not monotonic, the budget is met again at strength {places}, beyond the "
             "first crossing, which is what was searched for"
         )
     if found.high is None:
         yield (
-            f"{at}: strength {found.low:.4g}, the largest measured, is still within the budget; "
+            f"{at}: strength {short(found.low)}, the largest measured, is still within the budget; "
             "raise largest or start"
         )
     elif found.ratio > COARSE:
         yield (
-            f"{at}: the budget lies between strengths {found.low:.4g} and {found.high:.4g}; give "
-            "max_passes or a closer start to narrow that"
+            f"{at}: the budget lies between strengths {short(found.low)} and {short(found.high)}; "
+            "give max_passes or a closer start to narrow that"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .statistics import Interval, PairedTest, verdict
+from .support.numbers import setting
 
 UNSTEERED, PROMPT = "unsteered", "prompt before the text"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -103,7 +104,7 @@ class Comparison:
             raise ValueError(f"name: {name!r} is what the others are tested against")
         sentence = verdict(row.name, row.against)
         if not row.within:
-            sentence += f" It costs more than the budget of {self.budget:g}."
+            sentence += f" It costs more than the budget of {setting(self.budget)}."
         return sentence
 
     def summary(self) -> dict[str, Any]:

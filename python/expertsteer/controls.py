@@ -32,6 +32,7 @@ from .rfm import RFM
 from .states.same_examples import require_same_examples
 from .states.states import Captured
 from .statistics import bootstrap_interval, corrected, paired_test
+from .support.numbers import setting
 from .support.progress import progress as shown
 from .vectors.vectors import SteeringVectors
 
@@ -165,7 +166,7 @@ def _compared(
         row = equal_price.row(f"random direction {i}", "random", [drawn, -drawn], subsets)
         tried += [] if row is None else [row]
     if not tried:
-        raise BudgetError(f"budget={budget:g} is met by no random direction; raise it")
+        raise BudgetError(f"budget={setting(budget)} is met by no random direction; raise it")
     for name, one in shown((fitted | vectors).items(), "methods", progress):
         row = equal_price.row(name, "given" if name in vectors else _kind(name), [one], subsets)
         if row is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .support.numbers import setting
 from .vectors.vectors import SteeringVectors
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def _method(made: Compared, wanted: str | None, given: Mapping[str, SteeringVect
         if name in rows:
             return name
         if _unmet(skipped, name):
-            budget = made.comparison.budget
-            raise BudgetError(f"budget={budget:g} is met by no strength of {name!r}; raise it")
+            budget = setting(made.comparison.budget)
+            raise BudgetError(f"budget={budget} is met by no strength of {name!r}; raise it")
     reason = skipped.get(wanted, "was not asked for")
     raise ValueError(f"method: {wanted or 'none'} was not measured, since it {reason}")
 

@@ -1,8 +1,8 @@
-"""Text that a model writes in batches, and how it is compared with the right one."""
+"""Text that a model writes in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 

@@ -65,7 +65,7 @@ def setting(value: float | None) -> str:
 
 def rough(value: float) -> str:
     """Two decimal places, or two digits and a power of ten where those would hide it."""
-    return f"{value:.2f}" if 0.005 <= abs(value) < 1000 or value == 0 else f"{value:.1e}"
+    return f"{value:.2f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.1e}"
 
 
 def interval(values: Iterable[float], show: Callable[[float], str] = number) -> str:
