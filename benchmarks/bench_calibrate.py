@@ -15,9 +15,9 @@ import torch
 
 import expertsteer as es
 from expertsteer import demo
-from expertsteer._neutral import Divergence, neutral_texts
-from expertsteer.baselines import DEFAULT
+from expertsteer.calibration.divergence import Divergence, neutral_texts
 from expertsteer.demo.run import at_one_price, one_thread
+from expertsteer.evaluation.methods import DEFAULT
 
 BUDGET = 0.1
 TEXTS = demo.world.plain_texts(20, seed=3)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 import expertsteer as es
-from expertsteer._equal_price import EqualPrice
-from expertsteer._neutral import neutral_texts
-from expertsteer.baselines import DEFAULT, METHODS, OWN
-from expertsteer.calibrate import Searching
-from expertsteer.controls import compare
+from expertsteer.calibration.calibrating import Searching
+from expertsteer.calibration.divergence import neutral_texts
+from expertsteer.evaluation.comparing import compare
+from expertsteer.evaluation.equal_price import EqualPrice
+from expertsteer.evaluation.methods import DEFAULT, METHODS, OWN
 from expertsteer.pairing.layer_pairs import LayerPairing
 from expertsteer.states.in_memory import capture
 from expertsteer.states.states import HiddenStates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from expertsteer.baselines import DEFAULT
+from expertsteer.evaluation.methods import DEFAULT
 from study_rules import PAIRS, rows_of, summary
 from study_tables import (
     Cells,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from expertsteer.baselines import DEFAULT, METHODS, OWN
+from expertsteer.evaluation.methods import DEFAULT, METHODS, OWN
 from study_rules import RULES, correlation, rows_of
 from study_tables import (
     Cells,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from expertsteer.statistics import holm
+from expertsteer.evaluation.statistics import holm
 from study_results import COLUMNS
 
 PAIRS = "procrustes, rfm"

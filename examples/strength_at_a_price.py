@@ -7,7 +7,7 @@ import torch
 
 import expertsteer as es
 from expertsteer import demo
-from expertsteer.baselines import random_directions
+from expertsteer.evaluation.methods import random_directions
 from expertsteer.models.scoring import choice_probabilities
 
 model, tokenizer = demo.load("target")

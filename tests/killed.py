@@ -18,7 +18,6 @@ import torch
 
 import expertsteer as es
 from artefacts import alignment, captured, pairing, states, told, vectors
-from expertsteer import report_page
 from expertsteer.demo import CHECKPOINTS
 from expertsteer.demo.files import FILES, write_files
 from expertsteer.export import lm_eval
@@ -26,6 +25,7 @@ from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.gguf import export_gguf, import_gguf
 from expertsteer.export.npz import export_npz, import_npz
 from expertsteer.export.sglang import export_sglang
+from expertsteer.reporting import page as report_page
 from expertsteer.states.shards import Shards
 from families import build
 from test_report_page import an_evaluation

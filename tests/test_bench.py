@@ -7,9 +7,9 @@ import torch
 
 import expertsteer as es
 from command import run
-from expertsteer import bench as benching
-from expertsteer.bench import WAYS, bench
 from expertsteer.demo import checkpoint
+from expertsteer.evaluation.cost import WAYS, bench
+from expertsteer.evaluation.evaluation import cost as benching
 from families import build
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from expertsteer._bracket import search
+from expertsteer.calibration.bracket import search
 
 PRICES = {
     "square": lambda s: 3 * s**2,

@@ -8,7 +8,7 @@ import torch
 
 import expertsteer as es
 from expertsteer import demo
-from expertsteer._neutral import Divergence, neutral_texts
+from expertsteer.calibration.divergence import Divergence, neutral_texts
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -92,7 +92,7 @@ def test_a_model_does_not_diverge_from_itself(model, tokenizer):
 def test_passes_are_counted_when_the_unsteered_model_cannot_be_kept(model, tokenizer, monkeypatch):
     vectors, seen = some_vectors(), []
     kept = es.calibrate(model, vectors, TEXTS, tokenizer)
-    monkeypatch.setattr("expertsteer._neutral._KEPT_BYTES", 0)
+    monkeypatch.setattr("expertsteer.calibration.divergence._KEPT_BYTES", 0)
     handle = model.register_forward_hook(lambda _m, _a, out: seen.append(len(out.logits)))
     again = es.calibrate(model, vectors, TEXTS, tokenizer)
     handle.remove()

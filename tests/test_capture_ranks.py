@@ -15,7 +15,7 @@ import torch
 import expertsteer as es
 import ranks
 from expertsteer.models.loading import load
-from expertsteer.spread import information_over
+from expertsteer.pipeline.over_processes import information_over
 from expertsteer.states.shards import Shards
 from expertsteer.states.team import Team
 from expertsteer.support.ranks import Ranks

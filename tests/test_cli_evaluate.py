@@ -200,7 +200,7 @@ def test_a_report_that_cannot_be_written_costs_no_figure(files, tmp_path, monkey
     def full(*_):
         raise es.ArtifactError("report/evaluation.json cannot be written: No space left on device")
 
-    monkeypatch.setattr("expertsteer.report_page.write_report", full)
+    monkeypatch.setattr("expertsteer.reporting.page.write_report", full)
     done = run(*arguments(files), "--report", tmp_path / "report", "--json")
     assert done.returncode == 2 and "No space left" in done.stderr
     assert json.loads(done.stdout)["comparison"]["rows"]

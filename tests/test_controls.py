@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer import report
-from expertsteer.baselines import (
+from expertsteer.calibration.calibrating import BudgetError, calibrated
+from expertsteer.evaluation.comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
+from expertsteer.evaluation.methods import (
     DEFAULT,
     METHODS,
     OWN,
@@ -17,10 +18,9 @@ from expertsteer.baselines import (
     fit_methods,
     random_directions,
 )
-from expertsteer.calibrate import BudgetError, calibrated
-from expertsteer.comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
+from expertsteer.evaluation.statistics import corrected, paired_test
 from expertsteer.models.scoring import choice_probabilities, mean_loss
-from expertsteer.statistics import corrected, paired_test
+from expertsteer.reporting import comparison_table as report
 from families import build
 from test_calibrate import one_by_one
 from tiny_tokenizer import sentence, tiny_tokenizer
@@ -254,7 +254,7 @@ def test_a_method_without_a_strength_is_skipped_and_told(world, monkeypatch):
             raise BudgetError("none")
         return calibrated(divergence, vectors, searching)
 
-    monkeypatch.setattr("expertsteer._equal_price.calibrated", picky)
+    monkeypatch.setattr("expertsteer.evaluation.equal_price.calibrated", picky)
     options = {"methods": list(OWN)[:1], "random": 1, "progress": False}
     score = Scorer(target, tokenizer)
     comparison = es.compare(target, expert, own, score, NEUTRAL, tokenizer, **options)

@@ -7,11 +7,11 @@ import torch
 
 import expertsteer as es
 from expertsteer import demo
-from expertsteer.baselines import ALIGNED, DEFAULT, OWN, SHUFFLED
-from expertsteer.comparison import PROMPT, UNSTEERED
 from expertsteer.demo import train, world
 from expertsteer.demo.files import write_files
 from expertsteer.demo.run import run_demo
+from expertsteer.evaluation.comparison import PROMPT, UNSTEERED
+from expertsteer.evaluation.methods import ALIGNED, DEFAULT, OWN, SHUFFLED
 from expertsteer.models.scoring import choice_probabilities
 
 

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 import expertsteer as es
 from command import run
-from expertsteer._neutral import neutral_texts
+from expertsteer.calibration.divergence import neutral_texts
 from expertsteer.contrast.contrast_set import ContrastSet
 from expertsteer.models.encoding import behind_prompt, encode, text_tokenizer
 from expertsteer.models.scoring import mean_loss

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import expertsteer as es
+from expertsteer.evaluation.statistics import bootstrap_interval, paired_difference
 from expertsteer.models.scoring import choice_probabilities, mean_loss
-from expertsteer.statistics import bootstrap_interval, paired_difference
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer
 

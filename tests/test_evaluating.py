@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.baselines import DEFAULT, OWN, random_like
-from expertsteer.calibrate import BudgetError
-from expertsteer.comparison import UNSTEERED
-from expertsteer.controls import compare
-from expertsteer.evaluate import GIVEN
-from expertsteer.evaluation import Evaluation
+from expertsteer.calibration.calibrating import BudgetError
+from expertsteer.evaluation.comparing import compare
+from expertsteer.evaluation.comparison import UNSTEERED
+from expertsteer.evaluation.evaluating import GIVEN
+from expertsteer.evaluation.evaluation import Evaluation
+from expertsteer.evaluation.methods import DEFAULT, OWN, random_like
 from expertsteer.models.scoring import mean_loss
 from families import build
 from test_calibrate import one_by_one
@@ -256,7 +256,8 @@ def test_what_was_left_out_is_counted(world):
 
 def test_the_module_and_the_function_share_a_name():
     import expertsteer.evaluate
-    from expertsteer.evaluate import evaluate
+
+    from expertsteer.evaluation.evaluating import evaluate
 
     assert es.evaluate is evaluate is expertsteer.evaluate
     assert issubclass(es.Evaluation, Evaluation)
@@ -289,13 +290,13 @@ def test_bad_input_is_named(world, change, named):
 
 
 def test_a_budget_that_the_method_cannot_meet_is_an_error(world, monkeypatch):
-    from expertsteer.calibrate import calibrated
+    from expertsteer.calibration.calibrating import calibrated
 
     def picky(divergence, vectors, searching):
         if "method" in vectors.metadata:  # fitted, not random
             raise BudgetError("none")
         return calibrated(divergence, vectors, searching)
 
-    monkeypatch.setattr("expertsteer._equal_price.calibrated", picky)
+    monkeypatch.setattr("expertsteer.evaluation.equal_price.calibrated", picky)
     with pytest.raises(BudgetError, match="met by no strength of \"target's own mean difference"):
         evaluate(world, target="own", methods=list(OWN)[:1])

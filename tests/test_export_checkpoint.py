@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import expertsteer as es
-from expertsteer.export import _tensor_files
+from expertsteer.export import tensor_files as _tensor_files
 from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.families import families_table
 from expertsteer.folding.permanent import CHECKPOINTS, fold_permanently

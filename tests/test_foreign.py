@@ -14,10 +14,10 @@ from huggingface_hub import ModelCard
 import expertsteer as es
 from artefacts import captured, vectors
 from command import run
-from expertsteer.export._tensor_files import read_header
 from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.gguf import import_gguf
 from expertsteer.export.npz import import_npz
+from expertsteer.export.tensor_files import read_header
 from expertsteer.models.loading import load
 from expertsteer.support.text import SafeConsole, markdown
 from expertsteer.vectors.card import model_card

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 import expertsteer as es
 from artefacts import alignment, captured, drawn, pairing, states, told, vectors
-from expertsteer.cli._common import lines
+from expertsteer.cli.options import lines
 from expertsteer.export import lm_eval
-from expertsteer.export._source import model_without_weights, open_source
 from expertsteer.export.gguf import export_gguf, import_gguf
 from expertsteer.export.npz import export_npz, import_npz
-from expertsteer.summary import vectors_table
+from expertsteer.export.source import model_without_weights, open_source
+from expertsteer.reporting.vectors_table import vectors_table
 from expertsteer.support.artifact_files import write_artifact
 from expertsteer.support.reading import ArtifactError
 from expertsteer.tasks import load_task

@@ -12,7 +12,7 @@ import expertsteer as es
 from expertsteer import demo
 from expertsteer.fitting.halves import draw_halves
 from expertsteer.fitting.health_report import PairHealth
-from expertsteer.summary import vectors_table
+from expertsteer.reporting.vectors_table import vectors_table
 
 
 @pytest.fixture(scope="module")

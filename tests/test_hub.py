@@ -94,9 +94,9 @@ def test_the_card_names_models_layers_and_settings(make_states, tmp_path):
 
 
 def test_the_card_shows_the_controls_and_their_verdict(make_states):
-    from expertsteer.comparison import Comparison, ComparisonRow
-    from expertsteer.evaluation import Evaluation
-    from expertsteer.statistics import Interval, paired_test
+    from expertsteer.evaluation.comparison import Comparison, ComparisonRow
+    from expertsteer.evaluation.evaluation import Evaluation
+    from expertsteer.evaluation.statistics import Interval, paired_test
 
     values = (1.0, 0.0) * 6
     test = paired_test(values, values)

@@ -8,9 +8,9 @@ import torch
 pytest.importorskip("lm_eval")
 
 import expertsteer as es
-from expertsteer._live_harness import Waiting, live_harness
+from expertsteer.evaluation.harness import evaluate_lm_eval, require_tasks
+from expertsteer.evaluation.live_harness import Waiting, live_harness
 from expertsteer.export import lm_eval as exported
-from expertsteer.lm_eval_tasks import evaluate_lm_eval, require_tasks
 from expertsteer.support.artifact_files import ArtifactError
 from families import build
 from tiny_tokenizer import sentence, tiny_tokenizer

@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 import expertsteer as es
-from expertsteer.heat import heat_map_text
+from expertsteer.reporting.heat_map import heat_map_text
 
 MATRIX = torch.tensor([[0.5, 0.1, 0.9], [0.2, 0.7, 0.3]])
 

@@ -6,13 +6,13 @@ from importlib.resources import files
 import pytest
 import torch
 
-from expertsteer.report_page import charts, pairs
+from expertsteer.reporting import charts, pairs
 
 pytest.importorskip("matplotlib")
 
 
 def palettes():
-    css = (files("expertsteer.report_page") / "page.css").read_text("utf-8")
+    css = (files("expertsteer.reporting") / "page.css").read_text("utf-8")
     light, dark = re.findall(r":root \{(.*?)\}", css, re.S)[:2]
     read = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in (light, dark)]
     return {"light": read[0], "dark": read[0] | read[1]}

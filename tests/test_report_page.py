@@ -9,12 +9,12 @@ from importlib.resources import files
 import pytest
 import torch
 
-from expertsteer import report_page
-from expertsteer.comparison import Comparison, ComparisonRow
-from expertsteer.evaluation import Answered, CurvePoint, Evaluation
+from expertsteer.evaluation.comparison import Comparison, ComparisonRow
+from expertsteer.evaluation.evaluation import Answered, CurvePoint, Evaluation
+from expertsteer.evaluation.statistics import Interval, PairedTest
 from expertsteer.pairing.layer_pairs import LayerPairing
-from expertsteer.report_page import markdown_table, write_report
-from expertsteer.statistics import Interval, PairedTest
+from expertsteer.reporting import page as report_page
+from expertsteer.reporting.page import markdown_table, write_report
 from expertsteer.support.numbers import number
 
 pytest.importorskip("matplotlib")
@@ -382,5 +382,5 @@ def test_a_wrong_method_writes_nothing(tmp_path):
 
 
 def test_the_package_ships_its_template():
-    shipped = {path.name for path in files("expertsteer.report_page").iterdir()}
+    shipped = {path.name for path in files("expertsteer.reporting").iterdir()}
     assert {"page.html.j2", "parts.html.j2", "page.css"} <= shipped

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import expertsteer as es
-from expertsteer._neutral import Divergence, neutral_texts
+from expertsteer.calibration.divergence import Divergence, neutral_texts
 from expertsteer.contrast.contrast_set import ContrastSet
 from expertsteer.models.decoder import find_decoder
 from expertsteer.models.forward import Before, before_text, logits, longest
@@ -174,7 +174,7 @@ def test_the_harness_reads_and_writes_at_the_text(model):
     pytest.importorskip("lm_eval", reason="needs lm-eval", exc_type=ImportError)
     from lm_eval.api.instance import Instance
 
-    from expertsteer._live_harness import live_harness
+    from expertsteer.evaluation.live_harness import live_harness
 
     if not hasattr(model, "generate"):
         pytest.skip("the harness takes models of transformers and PEFT")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from expertsteer.statistics import (
+from expertsteer.evaluation.statistics import (
     PairedTest,
     bootstrap_interval,
     corrected,

@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from expertsteer import ArtifactError, SteeringVectors
-from expertsteer.summary import vectors_table
+from expertsteer.reporting.vectors_table import vectors_table
 
 
 def text_of(vectors):

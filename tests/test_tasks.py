@@ -12,10 +12,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
 import expertsteer as es
-from expertsteer._scorers import contains, exact_match, normalized
 from expertsteer.models.generation import before_stop, generate_texts
 from expertsteer.models.scoring import choice_probabilities, mean_loss
 from expertsteer.tasks import TASKS, TaskError, load_task
+from expertsteer.tasks.scorers import contains, exact_match, normalized
 from families import VOCABULARY, build
 from tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -176,7 +176,7 @@ def test_generated_text_is_scored_as_asked(model, tokenizer):
     scores, texts = on.measure("test")
     assert scores[:, 0].tolist() == [len(t.split()) for t in texts] and seen[0] == ["w1", "w2"]
     assert on.title.startswith("length on ")
-    named = es.Generation.from_rows(rows, scoring="expertsteer._scorers:contains")
+    named = es.Generation.from_rows(rows, scoring="expertsteer.tasks.scorers:contains")
     assert named._scorer is contains
     bad = es.Generation.from_rows(rows, scoring=lambda text, answer: float("nan"))
     with pytest.raises(TaskError, match="finite number, came nan for rows, row"):

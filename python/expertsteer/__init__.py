@@ -9,14 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Eager, unlike the rest: the submodules have the functions' names, and importing them later from
-# inside the package would put the modules in the functions' place.
-from .calibrate import calibrate
-from .evaluate import evaluate
 from .support.versions import VERSION as __version__
 
-# Public name -> the module that defines it; imported on first use, so that `import expertsteer`
-# loads neither transformers nor matplotlib.
+# Public name -> the file that defines it; imported on first use, so that `import expertsteer` loads
+# neither torch nor transformers nor matplotlib.
 _PUBLIC = {
     "Alignment": "alignment.alignment",
     "HiddenStates": "states.states",
@@ -30,11 +26,11 @@ _PUBLIC = {
     "ContrastStream": "contrast.stream",
     "SteeringVectors": "vectors.vectors",
     "Calibration": "vectors.calibration",
-    "Comparison": "comparison",
+    "Comparison": "evaluation.comparison",
     "Health": "fitting.health_report",
     "HealthWarning": "fitting.health_report",
-    "compare": "controls",
-    "Evaluation": "evaluation",
+    "compare": "evaluation.comparing",
+    "Evaluation": "evaluation.evaluation",
     "Generation": "tasks",
     "MultipleChoice": "tasks",
     "NextToken": "tasks",
@@ -43,12 +39,14 @@ _PUBLIC = {
     "load_task": "tasks",
     "align": "alignment.aligning",
     "health": "fitting.checking",
+    "calibrate": "calibration.calibrating",
+    "evaluate": "evaluation.evaluating",
     "capture": "states.in_memory",
     "capture_to": "states.on_disk",
     "mutual_information": "pairing.information",
     "pair_layers": "pairing.rules",
     "RFM": "rfm",
-    "fit_concepts": "concepts",
+    "fit_concepts": "pipeline.concepts",
     "fit_vectors": "fitting.fitting",
     "Gate": "steering.bank",
     "Steering": "steering.steering",
@@ -56,7 +54,7 @@ _PUBLIC = {
     "detach": "steering.steering",
     "tokens_at": "steering.given_positions",
     "UnsteeredWarning": "steering.given_positions",
-    "ExpertSteer": "pipeline",
+    "ExpertSteer": "pipeline.pipeline",
 }
 
 __all__ = [
@@ -119,18 +117,18 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from .alignment.alignment import Alignment
-    from .comparison import Comparison
-    from .concepts import fit_concepts
     from .contrast.contrast_set import ContrastSet, ContrastSetError
     from .contrast.stream import ContrastStream
-    from .controls import compare
-    from .evaluation import Evaluation
+    from .evaluation.comparing import compare
+    from .evaluation.comparison import Comparison
+    from .evaluation.evaluation import Evaluation
     from .fitting.fitting import fit_vectors
     from .fitting.health_report import Health, HealthWarning
     from .pairing.information import mutual_information
     from .pairing.layer_pairs import LayerPair, LayerPairing, MutualInformation
     from .pairing.rules import pair_layers
-    from .pipeline import ExpertSteer
+    from .pipeline.concepts import fit_concepts
+    from .pipeline.pipeline import ExpertSteer
     from .rfm import RFM
     from .states.in_memory import capture
     from .states.on_disk import capture_to

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ..support.numbers import count, interval
 from ..support.text import SafeConsole
-from ._common import (
+from .options import (
     Device,
     Dtype,
     Json,
@@ -45,7 +45,7 @@ def bench(
     """Time steered decoding on this machine, beside unsteered decoding and a plain hook."""
     import torch
 
-    from ..bench import bench as run
+    from ..evaluation.cost import bench as run
     from ..models.loading import load
     from ..vectors.vectors import SteeringVectors
 

@@ -9,7 +9,7 @@ import typer
 
 from ..support.numbers import count as thousands
 from ..support.text import SafeConsole
-from ._common import (
+from .options import (
     BatchSize,
     Columns,
     Json,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..support.text import SafeConsole
-from ._common import Json, Seed, print_json
+from .options import Json, Seed, print_json
 
 
 def demo(

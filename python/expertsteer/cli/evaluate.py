@@ -11,7 +11,7 @@ import typer
 
 from ..support.paths import local_path
 from ..support.text import SafeConsole
-from ._common import (
+from .options import (
     Device,
     Dtype,
     Json,
@@ -125,12 +125,12 @@ def evaluate(
 ) -> None:
     """Measure what steering does to a task, beside every control, all at one price."""
     from ..contrast.contrast_set import ContrastSet
-    from ..evaluate import evaluate as run
-    from ..lm_eval_tasks import require_tasks
+    from ..evaluation.evaluating import evaluate as run
+    from ..evaluation.harness import require_tasks
     from ..models.loading import load
-    from ..report import print_evaluation
-    from ..report_page import write_report
-    from ..report_page.words import finite
+    from ..reporting.comparison_table import print_evaluation
+    from ..reporting.page import write_report
+    from ..reporting.words import finite
     from ..states.in_memory import capture
     from ..tasks import load_task
     from ..vectors.vectors import SteeringVectors

@@ -11,7 +11,8 @@ import typer
 
 from ..support.paths import folder_or_id, local_path
 from ..support.text import SafeConsole
-from ._common import (
+from .formats import WRITERS, Asked, Format
+from .options import (
     CheckModel,
     Json,
     LayersPath,
@@ -22,7 +23,6 @@ from ._common import (
     print_json,
     show,
 )
-from ._formats import WRITERS, Asked, Format
 
 
 class Convention(str, Enum):

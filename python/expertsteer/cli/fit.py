@@ -14,7 +14,7 @@ from ..support.numbers import count
 from ..support.paths import local_path
 from ..support.text import SafeConsole
 from ..support.writing import made_folder
-from ._common import (
+from .options import (
     BatchSize,
     Columns,
     Device,
@@ -126,7 +126,7 @@ def fit(
     A folder of contrast sets gives vectors for each, and every text is read once. Several processes
     share the work: torchrun --nproc-per-node 8 -m expertsteer fit ...
     """
-    from ..pipeline import ExpertSteer
+    from ..pipeline.pipeline import ExpertSteer
     from ..rfm import RFM
     from ..support.ranks import ranks_of_torchrun
 
@@ -198,7 +198,7 @@ def _source(contrast: Path, columns, pipeline, ranks):
 
 
 def _fit_folder(pipeline, ranks, contrasts, expert, target, out, columns, options, as_json):
-    from ..concepts import INDEX, fit_concepts
+    from ..pipeline.concepts import INDEX, fit_concepts
 
     index = fit_concepts(contrasts, expert, target, out, pipeline, columns=columns, **options)
     if ranks.rank:

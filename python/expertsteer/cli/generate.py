@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..support.text import SafeConsole
-from ._common import (
+from .options import (
     CheckModel,
     Device,
     Dtype,

@@ -9,7 +9,7 @@ import typer
 
 from ..support.paths import local_path
 from ..support.text import SafeConsole
-from ._common import Json, show
+from .options import Json, show
 
 
 def inspect(
@@ -26,7 +26,7 @@ def inspect(
     if plot is not None:
         _plot_pairs(pairing, folder, plot)
     if pairing is not None and not as_json:
-        from ..heat import heat_map_text
+        from ..reporting.heat_map import heat_map_text
 
         if pairing.matrix is not None:
             SafeConsole().print(heat_map_text(pairing), "")
@@ -44,8 +44,8 @@ def _pairing_in(folder: str):
 
 
 def _plot_pairs(pairing, folder: str, path: Path) -> None:
-    from ..report_page.charts import can_plot, picture
-    from ..report_page.pairs import draw_pairs
+    from ..reporting.charts import can_plot, picture
+    from ..reporting.pairs import draw_pairs
 
     if pairing is None or pairing.matrix is None:
         raise ValueError(f"folder {folder!r} holds no matrix of layer pairs to plot")

@@ -16,17 +16,17 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from .._beside import answered_items
-from .._curves import strength_curves
-from ..baselines import DEFAULT, OWN, SHUFFLED
-from ..comparison import Comparison
-from ..controls import Compared, compared
-from ..evaluation import Evaluation
+from ..evaluation.beside import answered_items
+from ..evaluation.comparing import Compared, compared
+from ..evaluation.comparison import Comparison
+from ..evaluation.curves import strength_curves
+from ..evaluation.evaluation import Evaluation
+from ..evaluation.methods import DEFAULT, OWN, SHUFFLED
 from ..models.scoring import mean_loss
-from ..report import comparison_table, skipped_lines, wide_console
-from ..report_page.charts import can_plot, picture
-from ..report_page.curve import chosen_points, draw_curve
-from ..report_page.pairs import draw_pairs
+from ..reporting.charts import can_plot, picture
+from ..reporting.comparison_table import comparison_table, skipped_lines, wide_console
+from ..reporting.curve import chosen_points, draw_curve
+from ..reporting.pairs import draw_pairs
 from ..states.in_memory import capture
 from ..support.artifact_files import to_json
 from ..support.numbers import fixed, seconds, setting

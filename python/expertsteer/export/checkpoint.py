@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -23,11 +22,13 @@ from ..folding.families import last_linear, why_not_foldable
 from ..folding.permanent import fold_permanently, why_not_permanent
 from ..models.decoder import find_decoder
 from ..steering.checks import checked_experts, resolved_strength
+from ..support.numbers import size_text
 from ..support.writing import appearing, require_new
 from ..vectors.vectors import SteeringVectors
-from ._card import checkpoint_card
-from ._checkpoint_files import (
+from .card import checkpoint_card
+from .checkpoint_files import (
     CARD,
+    CheckpointExport,
     Folded,
     check,
     copy_others,
@@ -35,34 +36,8 @@ from ._checkpoint_files import (
     write_config,
     write_index,
 )
-from ._source import SourceCheckpoint, disk_name, model_without_weights, open_source
-from ._tensor_files import NewTensor, write_tensors
-
-
-@dataclass(frozen=True)
-class CheckpointExport:
-    """What `export_checkpoint` wrote, after its own check.
-
-    Attributes:
-        folder: the checkpoint.
-        base_model: what it was made of; strength, layers: what was added.
-        family: the ``model_type`` of the source; written_as: that of the checkpoint.
-        changed: names of the tensors that are new or have new values; all others have the bytes
-            they had.
-        tensors: how many tensors the checkpoint has; shards: its files of weights.
-        left_out: files of the source that hold weights in another form, and were not copied.
-    """
-
-    folder: Path
-    base_model: str
-    strength: float
-    layers: tuple[int, ...]
-    family: str
-    written_as: str
-    changed: tuple[str, ...]
-    tensors: int
-    shards: tuple[str, ...]
-    left_out: tuple[str, ...]
+from .source import SourceCheckpoint, disk_name, model_without_weights, open_source
+from .tensor_files import NewTensor, write_tensors
 
 
 def export_checkpoint(
@@ -175,7 +150,7 @@ def _require_room(out: Path, source: SourceCheckpoint, written: dict, kept: list
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise ValueError(
-            f"out {str(out)!r} needs {needed / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB free; "
+            f"out {str(out)!r} needs {size_text(needed)}, its disk has {size_text(free)} free; "
             "make room or name a folder on another disk"
         )
 

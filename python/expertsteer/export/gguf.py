@@ -38,8 +38,8 @@ from ..support.versions import package_versions
 from ..support.writing import replacing
 from ..vectors.metadata import model_of
 from ..vectors.vectors import SteeringVectors
-from ._directions import checked_vectors, directions, from_directions, new_file, require_same
-from ._gguf_header import require_whole
+from .directions import checked_vectors, directions, from_directions, new_file, require_same
+from .gguf_header import require_whole
 
 ARCHITECTURE = "controlvector"
 PROGRAMS = ("llama.cpp", "repeng")

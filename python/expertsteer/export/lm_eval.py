@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from ..models.decoder import find_decoder, unwrapped
 from ..steering.checks import checked_experts, resolved_strength
 from ..support.artifact_files import ArtifactError
+from ..support.numbers import setting
 from ..support.paths import local_path
 from ..support.reading import reading
 from ..support.writing import made_folder, replacing
 from ..vectors.vectors import SteeringVectors
-from ._archives import checked_archive
+from .archives import checked_archive
 
 _FIELDS = {"steering_vector", "steering_coefficient", "action", "bias", "head_index"}
 
@@ -118,7 +119,8 @@ def why_not(operation: str = "add", positions: Any = "all", strength: float = 1.
         return f"it steers every position, so positions={positions!r} is lost; evaluate it live"
     if operation == "remove" and strength != 1:
         return (
-            f"it can take a component away whole, not the share strength={strength:g}; use 1, or "
+            f"it can take a component away whole, not the share strength={setting(strength)}; use "
+            "1, or "
             "evaluate it live"
         )
     if operation not in ("add", "clamp", "remove"):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..support.artifact_files import to_json
+from ..support.numbers import count
 from ..support.paths import local_path
 from ..support.reading import (
     OBJECT,
@@ -32,8 +33,8 @@ from ..support.reading import (
 from ..support.versions import package_versions
 from ..support.writing import replacing
 from ..vectors.vectors import SteeringVectors
-from ._archives import checked_archive
-from ._directions import checked_vectors, new_file
+from .archives import checked_archive
+from .directions import checked_vectors, new_file
 
 _KIND = "expertsteer.npz"
 _WHAT = "NumPy archive of plain arrays"
@@ -154,7 +155,7 @@ def _require_sizes(data: io.BytesIO) -> None:
                 size = stream.tell() + math.prod(shape) * dtype.itemsize
             if not dtype.hasobject and size != member.file_size:
                 raise ValueError(
-                    f"{member.filename} declares {size:,} bytes of {member.file_size:,}"
+                    f"{member.filename} declares {count(size)} bytes of {count(member.file_size)}"
                 )
     data.seek(0)
 

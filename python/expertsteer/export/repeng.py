@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..vectors.vectors import SteeringVectors
-from ._directions import checked_vectors, directions, from_directions, require_same
+from .directions import checked_vectors, directions, from_directions, require_same
 from .gguf import model_family
 
 

@@ -34,7 +34,7 @@ from ..support.paths import folder_or_id, local_path
 from ..support.writing import appearing, require_new
 from ..vectors.vectors import SteeringVectors
 from . import sglang_hook
-from ._directions import checked_vectors, directions
+from .directions import checked_vectors, directions
 from .npz import export_npz
 from .sglang_hook import make_hook as make_hook
 

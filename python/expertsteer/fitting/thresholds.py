@@ -29,7 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..support.numbers import rough, short
+from ..support.numbers import percent, rough, short
 from .health_report import MOST, Finding, PairHealth
 
 LEAST_EXAMPLES = 20  # of the rarer label; stability .74 there, .58 with 10
@@ -136,7 +136,8 @@ def _of_examples(counts: dict[str, int]) -> list[Finding]:
         found.append(Finding("examples", text))
     if rarer < LEAST_BALANCE * n:
         text = (
-            f"only {rarer / n:.1%} of the {n} examples have the rarer label: a direction is as "
+            f"only {percent(rarer / n, 1)} of the {n} examples have the rarer label: a direction "
+            "is as "
             "uncertain as that label leaves it; add examples of it"
         )
         found.append(Finding("balance", text))

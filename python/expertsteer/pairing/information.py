@@ -12,6 +12,7 @@ from typing import overload
 from torch import Tensor
 
 from ..states.states import HiddenStates, StoredStates
+from ..support.numbers import fixed
 from ..support.telling import tell
 from . import gaussian as _gaussian
 from . import ksg as _ksg
@@ -173,7 +174,7 @@ def estimated(
 def _warn_of_shrinkage(shrinkage: Tensor, examples: int, r: int) -> None:
     tell(
         f"{examples} examples are too few for an unbiased estimate with {r} components: "
-        f"correlations were shrunk by {float(shrinkage.mean()):.2f} on average and the "
+        f"correlations were shrunk by {fixed(float(shrinkage.mean()))} on average and the "
         f"information is underestimated; {4 * r + 4} examples need no shrinkage"
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.products import gram, times_rows
+from ..support.numbers import percent
 from ..support.tensors import normal_draws
 from .copies import copies
 
@@ -48,7 +49,11 @@ class Wanted:
         if varying >= self.count:
             return self.count
         share, alike = copies(states)
-        same = f", and only {share:.0%} of its rows differ ({alike} are copies)" if alike else ""
+        same = (
+            f", and only {percent(share, 0)} of its rows differ ({alike} are copies)"
+            if alike
+            else ""
+        )
         if not varying:
             raise ValueError(
                 f"{name} is constant: the states of all examples coincide; give different texts, "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import reference_mi
+from ..support.numbers import setting, short
 from .layers import Layers
 from .sampling import Draw
 
@@ -40,8 +41,10 @@ class Renyi2:
         needed = 4 * (x.shape.layers + y.shape.layers) * n**2 / 2**30
         if needed > memory:
             raise ValueError(
-                f"memory must allow the {needed:.3g} GiB of kernel matrices that {n} examples "
-                f"take, came {memory:g}; raise it, give fewer examples, or take another estimator"
+                f"memory must allow the {short(float(needed), 3)} GiB of kernel matrices that {n} "
+                "examples "
+                f"take, came {setting(memory)}; raise it, give fewer examples, or take another "
+                "estimator"
             )
         self._grams = [_grams(side) for side in (x, y)]
         self.sizes = [n]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..support.numbers import setting
 from .metrics import better
 from .problem import Problems
 from .spectrum import Directions
@@ -77,7 +78,7 @@ def require_gradients(lost: Tensor, bandwidth: Tensor, mode: str) -> None:
     if bool(lost.any()):
         raise NoGradientError(
             f"the gradients of problems {lost.nonzero().flatten().tolist()} vanish or overflow "
-            f"at bandwidth={float(bandwidth[lost][0]):g} ({mode}): it is too small for the "
+            f"at bandwidth={setting(float(bandwidth[lost][0]))} ({mode}): it is too small for the "
             "distances, the labels are all zero, or the states' scale is extreme; raise "
             "bandwidth or give float64 states"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..support.numbers import setting, short
 from .tiles import KernelTiles
 
 MOST_ITERATIONS = 1000
@@ -85,8 +86,10 @@ def solve_iteratively(tiles: KernelTiles, y: Tensor, reg: float, rank: int) -> t
         product = following
     if best > 1e4 * eps:
         raise NotSolvedError(
-            f"conjugate gradients stopped at a relative residual of {best:.1e} after {iteration} "
-            f"iterations at reg={reg:g}; raise reg, give float64 states, or raise memory_budget so "
+            f"conjugate gradients stopped at a relative residual of {short(float(best), 2)} after "
+            f"{iteration} "
+            f"iterations at reg={setting(reg)}; raise reg, give float64 states, or raise "
+            "memory_budget so "
             "that a factorisation fits"
         )
     return kept.to(y.dtype), iteration

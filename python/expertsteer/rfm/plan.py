@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..support.numbers import count, short
+
 REGIMES = ("gram", "feature", "streamed")
 LEAST_TILE, MOST_TILE, LEAST_RANK = 256, 1024, 128
 WORKSPACE = 16 << 20  # bytes that the matrix libraries take for themselves
@@ -90,8 +92,8 @@ def plan(
         reason = f"regime={regime!r} was asked for"
     if needed[regime] > budget:
         raise ValueError(
-            f"regime {regime!r} needs {needed[regime]:,} bytes beside the data for {n} x {d} "
-            f"points, memory_budget is {budget:,}; raise memory_budget"
+            f"regime {regime!r} needs {count(needed[regime])} bytes beside the data for {n} x {d} "
+            f"points, memory_budget is {count(budget)}; raise memory_budget"
             + ("" if regime == "streamed" else " or take regime='auto'")
         )
     at_once = budget // needed[regime] if device.type == "cuda" and regime == "gram" else 1
@@ -159,7 +161,11 @@ def _choose(operations: dict, needed: dict, budget: int) -> tuple[str, str]:
     for regime in sorted(("gram", "feature"), key=operations.get):
         if needed[regime] <= budget:
             return regime, (
-                f"{operations[regime]:.2g} operations, the fewest of what fits {budget:,} bytes"
+                f"{short(float(operations[regime]), 2)} operations, the fewest of what fits "
+                f"{count(budget)} bytes"
             )
     least = min(needed["gram"], needed["feature"])
-    return "streamed", f"n x n matrices need {least:,} bytes, over the budget of {budget:,}"
+    return (
+        "streamed",
+        f"n x n matrices need {count(least)} bytes, over the budget of {count(budget)}",
+    )

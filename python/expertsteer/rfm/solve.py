@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..support.numbers import setting
+
 RIDGE_STEP = 10.0
 RIDGE_STEPS = 12
 
@@ -34,7 +36,8 @@ def solve_raising_ridge(
         return alpha, ridge
     raise ValueError(
         f"the kernel matrix of problems {failed.nonzero().flatten().tolist()} is not finite or not "
-        f"positive definite even at a ridge of {float(ridge.max()):g}: the states' scale overflows "
+        f"positive definite even at a ridge of {setting(float(ridge.max()))}: the states' scale "
+        "overflows "
         "their type; give float64 states"
     )
 
@@ -45,7 +48,8 @@ def warn_of_raised_ridges(asked: Tensor, taken: Tensor) -> None:
     if bool(raised.any()):
         warnings.warn(
             f"the kernel matrix of problems {raised.nonzero().flatten().tolist()} was not positive "
-            f"definite at their reg; the ridge was raised to at most {float(taken.max()):g} (see "
+            "definite at their reg; the ridge was raised to at most "
+            f"{setting(float(taken.max()))} (see "
             "ridge_). Raise reg, or give float64 states",
             RuntimeWarning,
             stacklevel=4,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..models.identity import differences
+from ..support.numbers import count
 from ..support.reading import (
     OBJECT,
     TEXT,
@@ -120,8 +121,9 @@ def read_manifest(header: dict[str, Any], path: Path) -> Manifest:
         raise ArtifactError(f"{path}: shard_examples, examples and width must be positive")
     if manifest.shards > MOST_SHARDS:
         raise ArtifactError(
-            f"{path} names {manifest.examples:,} examples in {manifest.shards:,} shards; at most "
-            f"{MOST_SHARDS:,} shards are read"
+            f"{path} names {count(manifest.examples)} examples in {count(manifest.shards)} "
+            "shards; at most "
+            f"{count(MOST_SHARDS)} shards are read"
         )
     dtype = getattr(torch, manifest.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..support.artifact_files import ArtifactError
-from ..support.numbers import size_text
+from ..support.numbers import count, size_text
 from .manifest import MOST_SHARDS, Manifest
 from .shards import MANIFEST, Shards
 
@@ -38,8 +38,9 @@ def begun(folder: Path, wanted: Manifest, batch_size: int) -> tuple[Shards, bool
         shards, anew = Shards(folder, Manifest(**vars(wanted) | {"shard_examples": size})), True
         if shards.manifest.shards > MOST_SHARDS:
             raise ValueError(
-                f"shard_examples: {shards.manifest.shards:,} shards of {size} examples are more "
-                f"than {MOST_SHARDS:,}; give a larger number"
+                f"shard_examples: {count(shards.manifest.shards)} shards of {size} examples are "
+                "more "
+                f"than {count(MOST_SHARDS)}; give a larger number"
             )
     shards.clear_temporary()
     return shards, anew
@@ -77,8 +78,9 @@ def plan(shards: Shards, missing: list[int], copies: int) -> str:
     free = shutil.disk_usage(shards.folder).free
     models = f"{copies} copies" if copies > 1 else "1 copy"
     return (
-        f"capture: {examples:,} examples x {layers} layers x {width} in {shards.manifest.dtype}: "
+        f"capture: {count(examples)} examples x {layers} layers x {width} in "
+        f"{shards.manifest.dtype}: "
         f"{size_text(_bytes_of(shards.manifest, examples))} on disk ({size_text(free)} free) in "
-        f"{shards.manifest.shards:,} shard(s){already}; {models} of "
+        f"{count(shards.manifest.shards)} shard(s){already}; {models} of "
         f"the model, each beside at most {size_text(held)} of states in memory"
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..support.arguments import finite_number
+from ..support.numbers import setting, short
 from ..vectors.vectors import SteeringVectors
 
 # The square of such a norm still is a number in single precision, in which models take norms.
@@ -200,8 +201,10 @@ class Bank:
                 total += norm
                 if not total < MOST_ADDED:
                     raise ValueError(
-                        f"strength {strength:g} adds a norm of {norm:.3g} at layer {layer} (up to "
-                        f"there {total:.3g} in all); beyond {MOST_ADDED:g} the squares that "
+                        f"strength {setting(strength)} adds a norm of {short(float(norm), 3)} at "
+                        f"layer {layer} (up to "
+                        f"there {short(float(total), 3)} in all); beyond {setting(MOST_ADDED)} "
+                        "the squares that "
                         "the model's norms take are not finite, and its logits may all be zero; "
                         "lower the strength"
                     )

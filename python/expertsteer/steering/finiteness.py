@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.numbers import setting, short
 from ..support.tracing import unwrapped
 from .state import State
 from .watched import largest
@@ -44,7 +45,8 @@ def require_length(steering: State, hidden: Tensor, inputs: Mapping[str, Any]) -
     """
     if _real((hidden == 0).all(dim=-1), inputs):
         raise RuntimeError(
-            f"strength {steering.bank.strength:g} of operation {steering.operation!r} makes states "
+            f"strength {setting(steering.bank.strength)} of operation {steering.operation!r} "
+            "makes states "
             "so long that the squares in the model's norms are not finite, and its output zero; "
             "lower the strength"
         )
@@ -56,9 +58,11 @@ def _raise(steering: State, broken: int | None, dtype: torch.dtype) -> None:
     layer, size = largest(bank, before)
     where = "" if broken is None else f" from layer {broken} on"
     raise RuntimeError(
-        f"strength {bank.strength:g} makes the states not finite{where}: the largest vector "
-        f"up to there, at layer {layer}, adds a norm of {size:.3g} in {dtype}, which holds "
-        f"up to {torch.finfo(dtype).max:.3g}; lower the strength, or load the model in a wider type"
+        f"strength {setting(bank.strength)} makes the states not finite{where}: the largest vector "
+        f"up to there, at layer {layer}, adds a norm of {short(float(size), 3)} in {dtype}, which "
+        "holds "
+        f"up to {short(float(torch.finfo(dtype).max), 3)}; lower the strength, or load the model "
+        "in a wider type"
     )
 
 

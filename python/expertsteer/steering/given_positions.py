@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.numbers import setting
+
 POSITIONS = ("all", "prompt", "generated", "last")
 Positions = str | Tensor | Callable[[Tensor, Mapping[str, Any]], Tensor]
 
@@ -83,7 +85,7 @@ def _checked_mask(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(
             "a mask of positions holds nothing but 0 and 1 (or False and True), came numbers from "
-            f"{mask.min().item():g} to {mask.max().item():g}; of indices of tokens "
+            f"{setting(mask.min().item())} to {setting(mask.max().item())}; of indices of tokens "
             "expertsteer.tokens_at makes one"
         )
     return mask.to(torch.bool)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..support.numbers import setting, short
 from ..support.tracing import unwrapped
 from .bank import Bank
 
@@ -43,8 +44,10 @@ class Watched:
         if finite is not None and not bool(finite):
             layer, size = largest(bank, bank.layers)
             raise RuntimeError(
-                f"states were not finite at strength {bank.strength:g}; the largest vector, at "
-                f"layer {layer}, adds a norm of {size:.3g}; lower the strength, load the model in "
+                f"states were not finite at strength {setting(bank.strength)}; the largest "
+                "vector, at "
+                f"layer {layer}, adds a norm of {short(float(size), 3)}; lower the strength, load "
+                "the model in "
                 "a wider type, or look whether it is finite unsteered"
             )
 

@@ -103,6 +103,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def percent(share: float, places: int = 0) -> str:
+    """A share of one, in hundredths."""
+    return f"{share:.{places}%}"
+
+
 def seconds(value: float) -> str:
     return f"{value:.0f} s"
 

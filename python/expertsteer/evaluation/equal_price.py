@@ -1,0 +1,207 @@
+"""One method at a time: its strength at the budget, its best layers, its score and its price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration.calibrating import BudgetError, Searching, calibrated
+from ..calibration.divergence import Divergence, NeutralTexts, neutral_texts
+from ..models.encoding import behind_prompt
+from ..steering.steering import Steering, attach
+from ..vectors.vectors import SteeringVectors
+from .comparison import PROMPT, UNSTEERED, ComparisonRow
+from .statistics import bootstrap_interval
+
+Score = Callable[[str, str], Tensor]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best setting on validation."""
+
+    rank: tuple[float, float]
+    vectors: SteeringVectors
+    strength: float
+    sign: int
+    tried: int
+    passes: int
+
+
+@dataclass
+class EqualPrice:
+    """A model with the scores and texts that every method is measured on, all at one divergence.
+
+    Attributes:
+        chosen: what validation chose for each method that has a row.
+    """
+
+    model: nn.Module
+    score: Score
+    measure: str
+    chosen_on: NeutralTexts
+    reported_on: NeutralTexts
+    searching: Searching
+    batch_size: int
+    prices: dict[str, Callable[[str], float]]
+    chosen: dict[str, Chosen] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        groups = self.searching.per_round
+        self.calibrating = Divergence(
+            self.model, self.chosen_on, self.measure, groups, self.batch_size
+        )
+        self.reporting = Divergence(self.model, self.reported_on, self.measure, 1, self.batch_size)
+
+    def choose(
+        self, variants: Sequence[SteeringVectors], subsets: Sequence[Sequence[int]]
+    ) -> Chosen | None:
+        """The variant and layers with the best validation score at the budget.
+
+        An empty subset stands for all layers of a variant.
+        """
+        best, tried, before = None, 0, self.calibrating.passes
+        for place, variant in enumerate(variants):
+            named = [tuple(subset) or variant.layers for subset in subsets]
+            for subset in dict.fromkeys(named):
+                if not set(subset) <= set(variant.layers):
+                    continue
+                vectors = variant.select(subset)
+                try:
+                    strength = calibrated(self.calibrating, vectors, self.searching).strength
+                except BudgetError:
+                    continue
+                tried += 1
+                with self.attached(vectors, strength=strength):
+                    rank = self.rank("validation")
+                if best is None or rank > best.rank:
+                    best = Chosen(rank, vectors, strength, -1 if place else 1, 0, 0)
+        passes = self.calibrating.passes - before
+        return None if best is None else replace(best, tried=tried, passes=passes)
+
+    def row(
+        self,
+        name: str,
+        kind: str,
+        variants: Sequence[SteeringVectors],
+        subsets: Sequence[Sequence[int]],
+    ) -> ComparisonRow | None:
+        """The chosen setting on the test split; ``None`` where no strength meets the budget."""
+        chosen = self.choose(variants, subsets)
+        if chosen is None:
+            return None
+        self.chosen[name] = chosen
+        with self.steered(chosen) as divergence:
+            return self._measured(
+                name,
+                kind,
+                divergence,
+                layers=chosen.vectors.layers,
+                strength=chosen.sign * chosen.strength,
+                validation=chosen.rank[0],
+                tried=chosen.tried,
+                passes=chosen.passes,
+            )
+
+    def unsteered(self) -> ComparisonRow:
+        same = 0.0 if self.measure == "kl" else 1.0
+        return self._measured(UNSTEERED, "none", same, validation=self.rank("validation")[0])
+
+    def prompt_row(
+        self, prompts: Sequence[str], neutral: Sequence[str], tokenizer: Any, budget: float
+    ) -> ComparisonRow:
+        """The best prompt on validation within the budget; the cheapest where none is."""
+        candidates = []
+        for prompt in prompts:
+            rows = self._prefixed(self.chosen_on, prompt, neutral[::2], tokenizer)
+            divergence = self.shown(self.calibrating.behind(rows))
+            rank = self.rank("validation", prompt)
+            within = divergence <= budget
+            # Without one within the budget price decides alone.
+            key = (True, *rank) if within else (False, -divergence, 0.0)
+            candidates.append((key, prompt, within, rank[0]))
+        _, prompt, within, validation = max(candidates, key=lambda c: c[0])
+        rows = self._prefixed(self.reported_on, prompt, neutral[1::2], tokenizer)
+        return self._measured(
+            PROMPT,
+            "prompt",
+            self.shown(self.reporting.behind(rows)),
+            prompt,
+            prompt=prompt,
+            within=within,
+            extra_tokens=len(rows[0]) - len(self.reported_on.rows[0]),
+            validation=validation,
+            tried=len(prompts),
+            passes=2 * len(prompts),
+        )
+
+    def attached(self, vectors: SteeringVectors, **options: Any) -> Steering:
+        """`attach`, where the strengths were searched for."""
+        return attach(self.model, vectors, **self.searching.options, **options)
+
+    @contextmanager
+    def steered(self, chosen: Chosen) -> Iterator[float]:
+        """The model under the chosen setting, and its divergence on the reported texts."""
+        with self.attached(chosen.vectors, strength=1.0, mode="slot") as steering:
+            (nats,) = self.reporting(steering, 0, [chosen.strength])
+            steering.set_rows(None)
+            steering.set(strength=chosen.strength)
+            yield self.shown(nats)
+
+    def _measured(
+        self, name: str, kind: str, divergence: float, prompt_text: str = "", **settings: Any
+    ) -> ComparisonRow:
+        values = _columns(self.score("test", prompt_text))[:, 0]
+        prices = {label: float(price(prompt_text)) for label, price in self.prices.items()}
+        interval = bootstrap_interval(values)
+        return ComparisonRow(
+            name, kind, interval, tuple(values.tolist()), divergence, prices=prices, **settings
+        )
+
+    def rank(self, split: str, prompt: str = "") -> tuple[float, float]:
+        """Mean scores of the model as it is now, in the order that decides."""
+        means = _columns(self.score(split, prompt)).mean(dim=0)
+        return float(means[0]), float(means[-1])
+
+    def _prefixed(
+        self, kept: NeutralTexts, prompt: str, texts: Sequence[str], tokenizer: Any
+    ) -> tuple[tuple[int, ...], ...]:
+        """Token ids of each neutral text that is measured, behind the prompt."""
+        if kept.truncated:
+            raise ValueError(
+                f"prompts need neutral texts that are measured whole: {kept.truncated} are cut; "
+                "give others, or no prompts"
+            )
+        prefixed = [behind_prompt(tokenizer, prompt, text) for text in kept.of(texts)]
+        whole = neutral_texts(self.model, prefixed, tokenizer)
+        if whole.truncated:
+            raise ValueError(
+                f"prompts: with {prompt!r} {whole.truncated} of the neutral texts are longer than "
+                "the model's context; shorten either"
+            )
+        return whole.rows
+
+    def shown(self, nats: float) -> float:
+        if self.measure == "kl":
+            return nats
+        return float(torch.tensor(nats, dtype=torch.float64, device="cpu").exp())  # inf too
+
+
+def _columns(values: Any) -> Tensor:
+    """``[N, 1 or 2]`` float64."""
+    scores = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    shape = tuple(scores.shape)
+    scores = scores.unsqueeze(1) if scores.ndim == 1 else scores
+    if scores.ndim != 2 or scores.shape[1] not in (1, 2) or len(scores) < 2:
+        raise ValueError(
+            "score must return one value per item, [N] or [N, 2] with N of at least 2, came "
+            f"{shape}"
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("score must return finite values, came some that are not")
+    return scores
