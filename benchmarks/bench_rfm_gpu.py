@@ -78,9 +78,14 @@ def problem(batch, n):
     return points, points @ points.mT, bandwidth
 
 
-def exact_laplace(points, bandwidth):
+def two_sets(batch, n):
+    points, _, bandwidth = problem(batch, n)
+    return torch.randn_like(points), points, bandwidth
+
+
+def exact_laplace(left, right, bandwidth):
     distance = torch.cdist(
-        points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist"
+        left.double(), right.double(), compute_mode="donot_use_mm_for_euclid_dist"
     )
     length = bandwidth.double().view(-1, 1, 1)
     kernel = torch.exp(-distance / length)
@@ -106,7 +111,7 @@ def bench_laplace(benchmark, shape, tile):
 
     benchmark.extra_info["error"] = max(
         require_near(got, expected, 1e-5)
-        for got, expected in zip(call(), exact_laplace(points, bandwidth))
+        for got, expected in zip(call(), exact_laplace(points, points, bandwidth))
     )
     benchmark.group = f"K and W from P, problems x points = {shape}"
     moved = 4 * batch * (n * (n + 1) // 2 + 2 * n * n)  # the upper triangle read, K and W written
@@ -116,47 +121,43 @@ def bench_laplace(benchmark, shape, tile):
 @pytest.mark.parametrize("tile", triton_laplace.POINT_TILES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def bench_laplace_from_points(benchmark, shape, tile):
-    points, _, bandwidth = problem(*shape)
-    norms = points.square().sum(dim=2)
+    left, right, bandwidth = two_sets(*shape)
+    norms = [points.square().sum(dim=2) for points in (left, right)]
 
     def call():
-        return triton_laplace.laplace_symmetric_points(
-            points, points, norms, bandwidth, config=tile
-        )
+        return triton_laplace.laplace_points(left, right, *norms, bandwidth, config=tile)
 
     benchmark.extra_info["error"] = max(
         require_near(got, expected, 1e-5)
-        for got, expected in zip(call(), exact_laplace(points, bandwidth))
+        for got, expected in zip(call(), exact_laplace(left, right, bandwidth))
     )
-    benchmark.group = f"K and W from points of width {WIDTH}, problems x points = {shape}"
+    benchmark.group = f"K and W between two sets of width {WIDTH}, problems x points = {shape}"
     timed(benchmark, call)
 
 
-def cdist_kernel(points, bandwidth):
-    return torch.exp(-torch.cdist(points, points) / bandwidth.view(-1, 1, 1))
+def cdist_kernel(left, right, bandwidth):
+    return torch.exp(-torch.cdist(left, right) / bandwidth.view(-1, 1, 1))
 
 
-def kermac_kernel(points, bandwidth):
+def kermac_kernel(left, right, bandwidth):
     kermac = pytest.importorskip("kermac")
-    return torch.exp(-kermac.cdist(points, points, p=2.0) / bandwidth.view(-1, 1, 1))
+    return torch.exp(-kermac.cdist(left, right, p=2.0) / bandwidth.view(-1, 1, 1))
 
 
 @pytest.mark.parametrize("peer", [cdist_kernel, kermac_kernel], ids=["cdist + exp", "kermac"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def bench_laplace_peers(benchmark, shape, peer):
     """K alone: the peers give no W."""
-    points, _, bandwidth = problem(*shape)
-    expected, _ = exact_laplace(points, bandwidth)
-    # cdist leaves sqrt(rounding) on its diagonal.
-    error = require_near(peer(points, bandwidth), expected, 1e-3)
-    benchmark.extra_info["error"] = error
-    benchmark.group = f"K and W from points of width {WIDTH}, problems x points = {shape}"
-    timed(benchmark, lambda: peer(points, bandwidth))
+    arguments = two_sets(*shape)
+    expected, _ = exact_laplace(*arguments)
+    benchmark.extra_info["error"] = require_near(peer(*arguments), expected, 1e-5)
+    benchmark.group = f"K and W between two sets of width {WIDTH}, problems x points = {shape}"
+    timed(benchmark, lambda: peer(*arguments))
 
 
 def agop_problem(batch, n):
     points, gram, bandwidth = problem(batch, n)
-    weights = exact_laplace(points, bandwidth)[1].float()
+    weights = exact_laplace(points, points, bandwidth)[1].float()
     return gram, weights, torch.randn(batch, n, 1, device="cuda")
 
 

@@ -98,15 +98,10 @@ def bench_operation(benchmark, operation, backend, shape, dtype, device):
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 256])
-@pytest.mark.parametrize("how", ["steer_add", "steer"])
-def bench_one_shared_vector(benchmark, how, tokens, dtype):
-    """The commonest case through the table, beside the addition made for it alone."""
+def bench_one_shared_vector(benchmark, tokens, dtype):
+    """The commonest case."""
     hidden, table, rows, strengths = inputs(1, tokens, 4096, 1, dtype, "cpu")
     strengths.fill_(1.0)
     call = prepare("cpu", dtype, "native", [hidden, table, rows, strengths], "add")
-    if how == "steer_add":
-        add = ops.choose("steer_add", "native", hidden.device, dtype)
-        delta = table[1].clone()
-        call = lambda: add(hidden, delta)  # noqa: E731
     benchmark.group = f"one vector for (1, {tokens}, 4096) {dtype}"
     benchmark.pedantic(call, rounds=60, iterations=50, warmup_rounds=5)

@@ -22,12 +22,6 @@ using Tensor = py::handle;  // the caller holds it for the length of the call
 
 constexpr std::int64_t kAny = kAnySize;
 
-void steer_add_on_cpu(Tensor hidden, Tensor delta, Tensor mask) {
-  const SteerAdd args = steer_add_arguments(hidden.ptr(), delta.ptr(), mask.ptr(), kDLCPU);
-  py::gil_scoped_release release;
-  steer_add_cpu(args);
-}
-
 void steer_on_cpu(Tensor hidden, Tensor table, Tensor rows, Tensor strengths, Tensor mask,
                   int operation, Tensor gates, Tensor thresholds, Tensor inverse_norms,
                   int threads) {
@@ -185,22 +179,14 @@ void mirror_lower_of(Tensor matrix, int threads) {
 }
 
 #ifdef EXPERTSTEER_WITH_CUDA
-void require_launched(const char* kernel, const char* error) {
-  if (error) throw std::runtime_error(std::string(kernel) + ": " + error);
-}
-
-void steer_add_on_cuda(Tensor hidden, Tensor delta, Tensor mask, std::uintptr_t stream) {
-  const SteerAdd args = steer_add_arguments(hidden.ptr(), delta.ptr(), mask.ptr(), kDLCUDA);
-  require_launched("steer_add_cuda", steer_add_cuda(args, reinterpret_cast<void*>(stream)));
-}
-
 void steer_on_cuda(Tensor hidden, Tensor table, Tensor rows, Tensor strengths, Tensor mask,
                    int operation, Tensor gates, Tensor thresholds, Tensor inverse_norms,
                    std::uintptr_t stream) {
   const SteerTensors tensors{table.ptr(),     inverse_norms.ptr(), rows.ptr(),
                              strengths.ptr(), gates.ptr(),         thresholds.ptr()};
   const Steer args = steer_arguments(hidden.ptr(), tensors, mask.ptr(), operation, 1, kDLCUDA);
-  require_launched("steer_cuda", steer_cuda(args, reinterpret_cast<void*>(stream)));
+  const char* failed = steer_cuda(args, reinterpret_cast<void*>(stream));
+  if (failed) throw std::runtime_error(std::string("steer_cuda: ") + failed);
 }
 #endif
 
@@ -215,7 +201,6 @@ PYBIND11_MODULE(_C, m) {
   using namespace expertsteer;
   m.doc() = "Compiled kernels of expertsteer; see expertsteer.ops.native.";
 
-  m.def("steer_add_cpu", &steer_add_on_cpu, py::arg("hidden"), py::arg("delta"), py::arg("mask"));
   m.def("steer_cpu", &steer_on_cpu, EXPERTSTEER_STEER_ARGUMENTS, py::arg("threads"));
   m.def("whiten_cpu", &whiten, py::arg("codes"), py::arg("whitened"), py::arg("threads"));
   m.def("log_determinants_cpu", &log_determinants, py::arg("product"), py::arg("nats"),
@@ -235,8 +220,6 @@ PYBIND11_MODULE(_C, m) {
 
 #ifdef EXPERTSTEER_WITH_CUDA
   m.attr("with_cuda") = true;
-  m.def("steer_add_cuda", &steer_add_on_cuda, py::arg("hidden"), py::arg("delta"), py::arg("mask"),
-        py::arg("stream"));
   m.def("steer_cuda", &steer_on_cuda, EXPERTSTEER_STEER_ARGUMENTS, py::arg("stream"));
 #else
   m.attr("with_cuda") = false;

@@ -1,4 +1,4 @@
-// Steering of hidden states in place: one vector added, or the general operation on a table.
+// Steering of hidden states in place, by a table of vectors.
 //
 // Framework-free: raw pointers, sizes and strides (counted in elements) in, nothing synchronised,
 // nothing allocated beyond one row per thread that is kept. Callers validate; these functions
@@ -10,18 +10,6 @@
 namespace expertsteer {
 
 enum class DType : std::int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
-
-struct SteerAdd {
-  void* hidden;  // [batch, tokens, width], rows contiguous
-  DType dtype;   // of hidden
-  std::int64_t batch, tokens, width;
-  std::int64_t batch_stride, token_stride;
-  const void* delta;         // [width], double for a float64 hidden, else float; added in that type
-  const std::uint8_t* mask;  // [batch, tokens], null for every row
-  std::int64_t mask_batch_stride, mask_token_stride;
-};
-
-void steer_add_cpu(const SteerAdd& args);
 
 enum class SteerOperation : std::int32_t { kAdd = 0, kAddKeepNorm = 1, kRemove = 2, kClamp = 3 };
 
@@ -57,7 +45,6 @@ void steer_cpu(const Steer& args);
 #ifdef EXPERTSTEER_WITH_CUDA
 // Run on the caller's stream and current device; they may be captured in a graph. Return null, or
 // the launch error's text.
-const char* steer_add_cuda(const SteerAdd& args, void* stream);
 const char* steer_cuda(const Steer& args, void* stream);
 // The same on that device, whichever is current.
 const char* steer_cuda_on(const Steer& args, int device, void* stream);

@@ -22,11 +22,11 @@ std::int64_t shared_or_own(const TensorArgument& argument) {
   return argument.sizes[0] == 1 ? 0 : argument.strides[0];
 }
 
-TensorArgument hidden_of(PyObject* hidden, std::int32_t device_type, Layout layout) {
+TensorArgument hidden_of(PyObject* hidden, std::int32_t device_type) {
   Kind kind = read_tensor("hidden", hidden).kind;
   kind.device.type = device_type;
   const TensorArgument states =
-      checked("hidden", hidden, kind, {kAnySize, kAnySize, kAnySize}, layout);
+      checked("hidden", hidden, kind, {kAnySize, kAnySize, kAnySize}, Layout::kStrided);
   for (int i = 0; i < 3; ++i) {
     if (states.sizes[i] > 1 && states.strides[i] == 0) {
       refuse(states, "a tensor whose entries do not share addresses (call .clone())");
@@ -36,19 +36,6 @@ TensorArgument hidden_of(PyObject* hidden, std::int32_t device_type, Layout layo
 }
 
 }  // namespace
-
-SteerAdd steer_add_arguments(PyObject* hidden, PyObject* delta, PyObject* mask,
-                             std::int32_t device_type) {
-  const TensorArgument states = hidden_of(hidden, device_type, Layout::kRows);
-  const DType dtype = steered_type(states);
-  const DLDevice device = states.kind.device;
-  const TensorArgument added = checked("delta", delta, wide_kind(dtype, device), {states.sizes[2]});
-  const TensorArgument where = mask_of(mask, device, states.sizes[0], states.sizes[1]);
-  return SteerAdd{states.address,    dtype,           states.sizes[0],
-                  states.sizes[1],   states.sizes[2], states.strides[0],
-                  states.strides[1], added.address,   where.at<const std::uint8_t>(),
-                  where.strides[0],  where.strides[1]};
-}
 
 Standing standing_arguments(const SteerTensors& tensors, DType dtype, std::int64_t width,
                             int operation, int threads) {
@@ -104,7 +91,7 @@ Standing standing_arguments(const SteerTensors& tensors, DType dtype, std::int64
 
 Steer steer_arguments(PyObject* hidden, const SteerTensors& tensors, PyObject* mask, int operation,
                       int threads, std::int32_t device_type) {
-  const TensorArgument states = hidden_of(hidden, device_type, Layout::kStrided);
+  const TensorArgument states = hidden_of(hidden, device_type);
   const Standing standing =
       standing_arguments(tensors, steered_type(states), states.sizes[2], operation, threads);
   if (!(standing.device == states.kind.device)) refuse(states, "on the device of its table");

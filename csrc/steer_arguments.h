@@ -13,9 +13,6 @@ struct SteerTensors {
   PyObject *table, *inverse_norms, *rows, *strengths, *gates, *thresholds;
 };
 
-SteerAdd steer_add_arguments(PyObject* hidden, PyObject* delta, PyObject* mask,
-                             std::int32_t device_type);
-
 Steer steer_arguments(PyObject* hidden, const SteerTensors& tensors, PyObject* mask, int operation,
                       int threads, std::int32_t device_type);
 

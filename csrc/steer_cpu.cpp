@@ -25,18 +25,6 @@ void dispatch(DType dtype, const F& f) {
   }
 }
 
-template <typename Element, typename Wide>
-void add_rows(const SteerAdd& a) {
-  Element* hidden = static_cast<Element*>(a.hidden);
-  const Wide* delta = static_cast<const Wide*>(a.delta);
-  for (std::int64_t b = 0; b < a.batch; ++b) {
-    for (std::int64_t t = 0; t < a.tokens; ++t) {
-      if (a.mask && !a.mask[b * a.mask_batch_stride + t * a.mask_token_stride]) continue;
-      add_scaled(hidden + b * a.batch_stride + t * a.token_stride, delta, Wide(1), a.width);
-    }
-  }
-}
-
 // Room for `count` values that a thread keeps, so that repeated calls allocate nothing.
 template <typename T, int kUse>
 T* scratch(std::int64_t count) {
@@ -170,12 +158,6 @@ void steer_tokens(const Steer& a, std::int64_t begin, std::int64_t end) {
 constexpr std::int64_t kSerial = 4 << 20;
 
 }  // namespace
-
-void steer_add_cpu(const SteerAdd& args) {
-  dispatch(args.dtype, [&](auto* element, auto* wide) {
-    add_rows<std::decay_t<decltype(*element)>, std::decay_t<decltype(*wide)>>(args);
-  });
-}
 
 void steer_cpu(const Steer& args) {
   const std::int64_t tokens = args.batch * args.tokens;

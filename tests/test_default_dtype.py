@@ -127,7 +127,7 @@ def steered(given) -> dict[str, Tensor]:
         )
         for operation in ops.STEER_OPERATIONS
         for backend in ("native", "reference")
-    } | {"steer_add": ops.steer_add(hidden.clone(), table[1])}
+    }
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,6 @@ def arguments(dtype=F32) -> dict[str, dict]:
     square = {name: torch.eye(5, dtype=wide) for name in ("gram", "kernel", "weights", "transform")}
     return {
         "steer_cpu": steer,
-        "steer_add_cpu": {
-            "hidden": torch.zeros(2, 3, 6).to(dtype),
-            "delta": torch.ones(6, dtype=wide),
-            "mask": steer["mask"],
-        },
         "whiten_cpu": {
             "codes": torch.randn(2, 9, 3, dtype=F64),
             "whitened": torch.empty(2, 3, 9),

@@ -4,127 +4,22 @@ import pytest
 import torch
 
 from expertsteer import ops
-from expertsteer.ops import native, products, reference
-
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-SHAPES = [(1, 1, 1), (2, 3, 17), (1, 5, 63), (3, 4, 257), (2, 7, 1024)]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return torch.device(request.param)
-
-
-@pytest.fixture(params=["reference", "native"])
-def backend(request, device):
-    if request.param == "native":
-        reason = native.why_not(device, torch.float32)
-        if reason and device.type == "cuda":
-            pytest.skip(reason)
-    return request.param
-
-
-def steer_inputs(shape, dtype, device):
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    hidden = (10 * torch.randn(shape, dtype=torch.float64)).to(dtype).to(device)
-    delta = torch.randn(shape[2], dtype=torch.float64).to(wide).to(device)
-    mask = (torch.rand(shape[:2]) < 0.5).to(device)
-    return hidden, delta, mask
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_steer_add_rounds_the_wide_sum_once(backend, device, dtype, shape, masked):
-    hidden, delta, mask = steer_inputs(shape, dtype, device)
-    exact = (hidden.to(delta.dtype) + delta).to(dtype)
-    expected = torch.where(mask.unsqueeze(-1), exact, hidden) if masked else exact
-    out = ops.steer_add(hidden.clone(), delta, mask if masked else None, backend=backend)
-    assert torch.equal(out, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_half_precision_value_survives_and_rounds_like_torch(backend, device, dtype):
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    hidden = every.reshape(1, 256, 256).to(device)
-    for shift in (0.0, 2.0**-25, 0.1, -3.7, 6e4):
-        delta = torch.full((256,), shift, device=device)
-        out = ops.steer_add(hidden.clone(), delta, backend=backend)
-        expected = (hidden.float() + delta).to(dtype)
-        nan = torch.isnan(expected)
-        assert torch.equal(torch.isnan(out), nan)
-        assert torch.equal(out[~nan].view(torch.int16), expected[~nan].view(torch.int16))
-
-
-def test_unselected_rows_keep_their_bits_even_when_not_finite(backend, device):
-    hidden, delta, mask = steer_inputs((2, 3, 17), torch.float32, device)
-    hidden[~mask] = float("nan")
-    out = ops.steer_add(hidden.clone(), delta, mask, backend=backend)
-    assert bool(torch.isnan(out[~mask]).all()) and bool(torch.isfinite(out[mask]).all())
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_any_strides_are_served(backend, device, dtype):
-    hidden, delta, mask = steer_inputs((4, 6, 34), dtype, device)
-    delta = delta[:17].contiguous()
-    views = {
-        "columns": hidden[:, :, :17],
-        "rows": hidden[::2, 1::2, 17:],
-        "transposed": hidden[:, :, :17].transpose(0, 1),
-        "scattered": hidden[:, :, ::2],
-    }
-    for name, view in views.items():
-        chosen = mask[::2, 1::2] if name == "rows" else mask
-        chosen = chosen.T if name == "transposed" else chosen
-        expected = reference.steer_add(view, delta, chosen)
-        kept = hidden.clone()
-        out = ops.steer_add(view, delta, chosen, backend=backend)
-        assert torch.equal(out, expected), name
-        hidden.copy_(kept)
-
-
-def test_native_works_in_place_and_steps_aside_for_autograd():
-    hidden, delta, _ = steer_inputs((2, 3, 17), torch.float32, torch.device("cpu"))
-    assert ops.steer_add(hidden, delta, backend="native") is hidden
-    leaf = torch.zeros(2, 3, 17, requires_grad=True)
-    out = ops.steer_add(leaf, delta, backend="native")
-    out.sum().backward()
-    assert torch.equal(leaf.grad, torch.ones(2, 3, 17)) and bool((leaf == 0).all())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hidden": torch.zeros(3, 4)}, "hidden must be"),
-        ({"delta": torch.zeros(5)}, r"delta must be contiguous, of shape \(4,\)"),
-        ({"delta": torch.zeros(4).double()}, "torch.float32"),
-        ({"mask": torch.zeros(2, 2, dtype=torch.bool)}, r"mask must be bool of shape \(2, 3\)"),
-        ({"mask": torch.zeros(2, 3)}, "mask must be bool"),
-        ({"backend": "fast"}, "backend must be one of"),
-        ({"backend": "triton"}, "does not implement steer_add"),
-    ],
-)
-def test_steer_add_refuses_what_it_cannot_serve(change, message):
-    arguments = {"hidden": torch.zeros(2, 3, 4), "delta": torch.zeros(4), "mask": None} | change
-    with pytest.raises(ValueError, match=message):
-        ops.steer_add(**arguments)
+from expertsteer.ops import native, native_steer, products, reference
 
 
 def test_an_explicit_backend_is_never_replaced(monkeypatch):
     monkeypatch.setattr(native, "_C", None)
     monkeypatch.setattr(native, "MISSING", "the extension was not built")
-    with pytest.raises(ops.BackendError, match="'native' cannot serve steer_add: the extension"):
-        ops.steer_add(torch.zeros(1, 1, 2), torch.zeros(2), backend="native")
+    arguments = torch.zeros(1, 2, 2), torch.ones(1)
+    with pytest.raises(ops.BackendError, match="'native' cannot serve laplace: the extension"):
+        ops.laplace(*arguments, backend="native")
     with pytest.warns(RuntimeWarning, match="not built.*'reference'"):
-        ops.steer_add(torch.zeros(1, 1, 2), torch.zeros(2))
+        ops.laplace(*arguments)
 
 
 def test_auto_takes_no_kernel_to_a_device_it_was_never_run_on():
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert ops.choose("steer_add", "auto", cpu, torch.float32) is native.steer_add
+    assert ops.choose("steer", "auto", cpu, torch.float32) is native_steer.steer
     for operation in ops.operations():
         chosen = ops.choose(operation, "auto", gpu, torch.float32)
         proven = {ops.choose(operation, name, gpu, torch.float32) for name in plain(operation)}

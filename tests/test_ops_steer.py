@@ -177,17 +177,39 @@ def test_strided_writes_stay_within_the_view():
     assert torch.equal(hidden[:, :, 1::2], between)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("vectors", [1, 2])
-def test_add_is_the_wide_sum_rounded_once(backend, device, dtype, vectors):
-    arguments = without(case((3, 2, 129), dtype, device, vectors), "mask", "gates", "thresholds")
-    table, strengths = arguments["table"], arguments["strengths"]
+@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_add_is_the_wide_sum_rounded_once(backend, device, dtype, shape, vectors, masked):
+    arguments = without(case(shape, dtype, device, vectors), "gates", "thresholds")
+    hidden, table, strengths, mask = (
+        arguments[name] for name in ("hidden", "table", "strengths", "mask")
+    )
     arguments["rows"] = torch.randint_like(arguments["rows"], 1, 5)
     delta = strengths[:, 0, None] * table[arguments["rows"][:, 0].long()]
     if vectors == 2:
         delta = delta + strengths[:, 1, None] * table[arguments["rows"][:, 1].long()]
-    expected = (arguments["hidden"].to(table.dtype) + delta[:, None]).to(dtype)
-    assert torch.equal(ops.steer(**arguments, backend=backend), expected)
+    expected = (hidden.to(table.dtype) + delta[:, None]).to(dtype)
+    if masked:
+        expected = torch.where(mask.unsqueeze(-1), expected, hidden)
+    call = arguments | {"hidden": hidden.clone(), "mask": mask if masked else None}
+    assert torch.equal(ops.steer(**call, backend=backend), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_precision_value_survives_and_rounds_like_torch(backend, device, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    hidden = every.reshape(1, 256, 256).to(device)
+    table = torch.tensor([0.0, 1.0], device=device).view(2, 1).repeat(1, 256)
+    rows = torch.ones(1, 1, dtype=torch.int32, device=device)
+    for shift in (2.0**-149, 2.0**-25, 0.1, -3.7, 6e4):
+        strengths = torch.full((1, 1), shift, device=device)
+        out = ops.steer(hidden.clone(), table, rows, strengths, backend=backend)
+        expected = (hidden.float() + shift).to(dtype)
+        nan = torch.isnan(expected)
+        assert torch.equal(torch.isnan(out), nan)
+        assert torch.equal(out[~nan].view(torch.int16), expected[~nan].view(torch.int16))
 
 
 def test_as_many_distinct_vectors_as_sequences(backend, device):
@@ -292,6 +314,15 @@ def test_what_is_not_steered_keeps_its_bits(backend, device, operation, dtype):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
+def test_unselected_tokens_do_not_reach_the_others(backend, device, operation):
+    arguments = without(case((2, 3, 17), torch.float32, device), "gates", "thresholds")
+    hidden, mask = arguments["hidden"], arguments["mask"]
+    hidden[~mask] = float("nan")
+    out = ops.steer(**arguments | {"hidden": hidden.clone()}, operation=operation, backend=backend)
+    assert bool(torch.isnan(out[~mask]).all()) and bool(torch.isfinite(out[mask]).all())
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_nan_stays_where_it_is(backend, device, operation):
     arguments = without(case((2, 3, 33), torch.float32, device), "mask", "gates", "thresholds")
     arguments["rows"].fill_(1)
@@ -389,6 +420,7 @@ BAD = {
     "rows elsewhere": (torch.zeros(2, 1, dtype=torch.int32, device="meta"), "rows must be on cpu"),
     "hidden whole": (torch.zeros(2, 3, 4, dtype=torch.int32), "floating-point"),
     "backend": ("fast", "backend must be one of"),
+    "backend of others": ("triton", "does not implement steer"),
 }
 
 

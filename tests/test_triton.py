@@ -155,31 +155,10 @@ def test_laplace_from_points_is_laplace_from_their_gram_matrix(batch, n, outputs
     left = points @ (metric @ metric.T)
     norms = (left * points).sum(dim=2)
     expected = exact_laplace(left.double() @ points.double().mT, bandwidth)
-    square = triton_laplace.laplace_symmetric_points(left, points, norms, bandwidth, config=tile)
-    assert_laplace(square, expected)
-    assert_exact_structure(*square)
     some = n // 2 + 1
     arguments = (left[:, :some], points, norms[:, :some], norms, bandwidth)
     rectangle = triton_laplace.laplace_points(*arguments, config=tile)
     assert_laplace(rectangle, [matrix[:, :some] for matrix in expected])
-
-
-@needs_device
-@pytest.mark.parametrize("tile", triton_laplace.POINT_TILES, ids=str)
-def test_laplace_from_points_ignores_the_padding(tile):
-    n, sizes = RAGGED
-    points, _, bandwidth, _ = problem(len(sizes), n, 1)
-    expected = exact_laplace(points.double() @ points.double().mT, bandwidth)
-    for b, size in enumerate(sizes):
-        points[b, size:] = float("nan")
-    counts, norms = torch.tensor(sizes, device=DEVICE), points.square().sum(dim=2)
-    got = triton_laplace.laplace_symmetric_points(
-        points, points, norms, bandwidth, counts, config=tile
-    )
-    assert_exact_structure(*got)
-    assert_padding(got[0], got[1:], sizes)
-    for b, s in enumerate(sizes):
-        assert_laplace([m[b, :s, :s] for m in got], [m[b, :s, :s] for m in expected])
 
 
 @needs_device
@@ -275,7 +254,6 @@ def test_two_runs_give_equal_bits():
     points, gram, bandwidth, alpha = problem(2, 130, 2)
     norms = points.square().sum(dim=2)
     same_bits(lambda: triton_laplace.laplace(gram, bandwidth, distances=True))
-    same_bits(lambda: triton_laplace.laplace_symmetric_points(points, points, norms, bandwidth))
     same_bits(lambda: triton_laplace.laplace_points(points, points, norms, norms, bandwidth))
     _, weights = triton_laplace.laplace(gram, bandwidth)
     every = torch.ones(2, dtype=torch.bool, device=DEVICE)

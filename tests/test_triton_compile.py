@@ -23,12 +23,10 @@ def compilations(precisions):
         yield triton_laplace.laplace_kernel, types, {"BLOCK": tile.rows}, tile
     for precision in precisions:
         dot = {"BLOCK_K": _triton.BLOCK_K, "PRECISION": precision}
-        pointers = "left right left_norms right_norms bandwidth sizes kernel weights"
+        pointers = "left right left_norms right_norms bandwidth kernel weights"
         types = signature(pointers, "m n d", eps=True)
         for tile in triton_laplace.POINT_TILES:
-            for symmetric in (True, False):
-                constants = {"SYMMETRIC": symmetric, **dot, **tile.blocks}
-                yield triton_laplace.laplace_points_kernel, types, constants, tile
+            yield triton_laplace.laplace_points_kernel, types, dot | tile.blocks, tile
         types = signature("weights alpha right sizes rows_out row_sums", "n m outputs")
         for tile in triton_agop.ROW_TILES:
             yield triton_agop.gradient_rows_kernel, types, dot | tile.blocks, tile
@@ -65,7 +63,7 @@ def test_every_configuration_compiles_without_spills(
     spilling = []
     for kernel, types, constants, tile in compilations(precisions):
         usage = usage_of(kernel, types, constants, tile, architecture, aligned, fresh_cache)
-        what = kernel.__name__, str(tile), constants.get("PRECISION"), constants.get("SYMMETRIC")
+        what = kernel.__name__, str(tile), constants.get("PRECISION")
         print(architecture, aligned, *what, usage)
         if usage["LOCAL"] or usage["STACK"] or not 0 < usage["REG"] <= 255:
             spilling.append((*what, usage))

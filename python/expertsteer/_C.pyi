@@ -7,7 +7,6 @@ with_cuda: bool
 
 # A tensor of another type, shape, layout or device than the kernel assumes is a ValueError that
 # names the argument. `bindings.cpp` says what each assumes; outputs are written in place.
-def steer_add_cpu(hidden: Tensor, delta: Tensor, mask: Tensor | None) -> None: ...
 def steer_cpu(
     hidden: Tensor,
     table: Tensor,
@@ -93,7 +92,6 @@ def use_recorders(
 def all_finite(tensor: Any, /) -> bool | None: ...
 
 # Present only where `with_cuda` is true.
-def steer_add_cuda(hidden: Tensor, delta: Tensor, mask: Tensor | None, stream: int) -> None: ...
 def steer_cuda(
     hidden: Tensor,
     table: Tensor,

@@ -38,7 +38,6 @@ def _on_use(module: str, name: str) -> Callable:
 
 # Per operation, its implementations from the fastest to the definition.
 _IMPLEMENTATIONS: dict[str, dict[str, Callable]] = {
-    "steer_add": {"native": native.steer_add, "reference": reference.steer_add},
     "steer": {"native": native_steer.steer, "reference": reference_steer.steer},
     "gram": {"native": native_rfm.gram, "reference": reference.gram},
     "cross_gram": {"native": native_rfm.cross_gram, "reference": reference.cross_gram},
@@ -180,29 +179,6 @@ def backends_of(operation: str) -> tuple[str, ...]:
 @cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=3)
-
-
-def steer_add(
-    hidden: Tensor, delta: Tensor, mask: Tensor | None = None, *, backend: str = "auto"
-) -> Tensor:
-    """Checked `reference.steer_add`; fast backends work in place, so use the returned tensor."""
-    if hidden.ndim != 3:
-        raise ValueError(f"hidden must be [batch, tokens, width], came {tuple(hidden.shape)}")
-    expected = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    if delta.shape != hidden.shape[2:] or delta.dtype != expected or not delta.is_contiguous():
-        raise ValueError(
-            f"delta must be contiguous, of shape ({hidden.shape[2]},) and {expected}; came "
-            f"{tuple(delta.shape)} of {delta.dtype}"
-        )
-    if mask is not None and (mask.shape != hidden.shape[:2] or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be bool of shape {tuple(hidden.shape[:2])}, came "
-            f"{tuple(mask.shape)} of {mask.dtype}"
-        )
-    for name, tensor in (("delta", delta), ("mask", mask)):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
-    return choose("steer_add", backend, hidden.device, hidden.dtype)(hidden, delta, mask)
 
 
 def steer(

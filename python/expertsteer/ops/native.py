@@ -32,30 +32,6 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if device.type == "cpu" else f"device {device.type} is neither cpu nor cuda"
 
 
-def steer_add(hidden: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`reference.steer_add`, in place; returns ``hidden``.
-
-    A ``hidden`` whose rows are not contiguous, or that autograd records, is served out of place
-    by the reference: the caller gets the right tensor either way and must use the returned one.
-    """
-    in_rows = hidden.stride(2) == 1 or hidden.shape[2] == 1
-    if not in_rows or shares_memory(hidden) or (hidden.requires_grad and torch.is_grad_enabled()):
-        from . import reference
-
-        return reference.steer_add(hidden, delta, mask)
-    if hidden.is_cuda:
-        with torch.cuda.device(hidden.device):
-            _C.steer_add_cuda(hidden, delta, mask, torch.cuda.current_stream().cuda_stream)
-    else:
-        _C.steer_add_cpu(hidden, delta, mask)
-    return hidden
-
-
-def shares_memory(hidden: Tensor) -> bool:
-    """Whether elements lie at one address (an expanded batch), so that none may be written."""
-    return any(step == 0 and size > 1 for step, size in zip(hidden.stride(), hidden.shape))
-
-
 def max_norm_distances(codes: Tensor, rows: range) -> Tensor:
     """`reference_mi.max_norm_distances` on ``torch.get_num_threads()`` threads."""
     layers, n, _ = codes.shape

@@ -40,7 +40,7 @@ def steer(
             thresholds=thresholds,
             inverse_norms=inverse_norms,
         )
-    if native.shares_memory(hidden):
+    if _shares_memory(hidden):
         hidden = hidden.clone(memory_format=torch.contiguous_format)
     if inverse_norms is None and (gates is not None or operation in ("remove", "clamp")):
         inverse_norms = reference_steer.inverse_norms(table)
@@ -60,6 +60,11 @@ def _is_followed(tensors: list[Tensor]) -> bool:
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return True
     return is_traced(tensors[0]) or any(map(is_transformed, tensors))
+
+
+def _shares_memory(hidden: Tensor) -> bool:
+    """Whether elements lie at one address (an expanded batch), so that none may be written."""
+    return any(step == 0 and size > 1 for step, size in zip(hidden.stride(), hidden.shape))
 
 
 def _packed(values: Tensor) -> Tensor:

@@ -12,21 +12,6 @@ from torch import Tensor
 from .carry import Carry
 
 
-def steer_add(hidden: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Add ``delta`` to the hidden states of the tokens that ``mask`` selects, out of place.
-
-    Args:
-        hidden: ``[batch, tokens, width]``.
-        delta: ``[width]`` in float64 for a float64 ``hidden`` and in float32 otherwise; the sum
-            is taken in that type and rounded once.
-        mask: ``[batch, tokens]`` bool, ``None`` for every token. Unselected rows keep their bits.
-    """
-    steered = (hidden.to(delta.dtype) + delta).to(hidden.dtype)  # [batch, tokens, width]
-    if mask is None:
-        return steered
-    return torch.where(mask.unsqueeze(-1), steered, hidden)
-
-
 def gram(points: Tensor) -> Tensor:
     """Inner products ``X X^T`` of ``[B, n, d]``, ``[B, n, n]``, exactly symmetric."""
     product = points @ points.mT

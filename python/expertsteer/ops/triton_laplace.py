@@ -1,8 +1,8 @@
 """Fused Laplace kernel: K and W in one pass, from a Gram matrix or straight from the points.
 
 `reference.laplace` passes over several n x n temporaries. Here every upper tile is computed once
-and written with its mirror image, so that the results are symmetric to the last bit; from points,
-the Gram matrix itself never reaches memory.
+and written with its mirror image, so that the results are symmetric to the last bit; between two
+sets of points, the Gram matrix itself never reaches memory.
 """
 
 from __future__ import annotations
@@ -92,31 +92,24 @@ def laplace_points_kernel(
     left_norms,  # [B, m] fp32
     right_norms,  # [B, n] fp32
     bandwidth,  # [B] fp32
-    sizes,  # [B] int, or None; only where SYMMETRIC
     kernel,  # [B, m, n] fp32, written
     weights,  # [B, m, n] fp32, written
     m,
     n,
     d,
     eps,
-    SYMMETRIC: tl.constexpr,  # m = n, left_i and right_j commute: upper tiles and mirror images
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row_tiles, column_tiles = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
-    if SYMMETRIC:
-        tiles = row_tiles * (row_tiles + 1) // 2
-        row_tile, column_tile = upper_tile(tl.program_id(0) % tiles)
-    else:
-        tiles = row_tiles * column_tiles
-        row_tile, column_tile = grouped_tile(tl.program_id(0) % tiles, row_tiles, column_tiles)
+    tiles = row_tiles * column_tiles
+    row_tile, column_tile = grouped_tile(tl.program_id(0) % tiles, row_tiles, column_tiles)
     problem = (tl.program_id(0) // tiles).to(tl.int64)
     row, column = row_tile.to(tl.int64) * BLOCK_M, column_tile.to(tl.int64) * BLOCK_N
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    row_in = i < valid_points(sizes, problem, m) - row
-    column_in = j < valid_points(sizes, problem, n) - column
+    row_in, column_in = i < m - row, j < n - column
     inside = row_in[:, None] & column_in[None, :]
 
     left += (problem * m + row) * d
@@ -140,20 +133,10 @@ def laplace_points_kernel(
     column_norms = tl.load(right_norms + problem * n + column + j, mask=column_in, other=0.0)
     squared = row_norms[:, None] + column_norms[None, :] - 2.0 * inner
     length = tl.load(bandwidth + problem)
-    if SYMMETRIC:
-        if row_tile == column_tile:  # a dot need not round (i, j) and (j, i) alike
-            squared = upper_decides(squared, BLOCK_M)
-        same = (row_tile == column_tile) & (i[:, None] == j[None, :])
-        squared = tl.where(same | (inside == 0), 0.0, squared)
-        kernel_tile, w, _ = laplace_entries(squared, length, eps)
-        kernel_tile = tl.where(inside | same, kernel_tile, 0.0)
-        store_mirrored(kernel + problem * n * n, kernel_tile, row_tile, column_tile, n, BLOCK_M)
-        store_mirrored(weights + problem * n * n, w, row_tile, column_tile, n, BLOCK_M)
-    else:
-        kernel_tile, w, _ = laplace_entries(squared, length, eps)
-        corner, offsets = problem * m * n + row * n + column, i[:, None] * n + j[None, :]
-        tl.store(kernel + corner + offsets, kernel_tile, mask=inside)
-        tl.store(weights + corner + offsets, w, mask=inside)
+    kernel_tile, w, _ = laplace_entries(squared, length, eps)
+    corner, offsets = problem * m * n + row * n + column, i[:, None] * n + j[None, :]
+    tl.store(kernel + corner + offsets, kernel_tile, mask=inside)
+    tl.store(weights + corner + offsets, w, mask=inside)
 
 
 def laplace(
@@ -229,57 +212,25 @@ def laplace_points(
     Returns:
         ``K, W``, each ``[B, m, n]`` float32.
     """
-    arguments = (left, right, left_norms, right_norms, bandwidth)
-    return _from_points(*arguments, None, eps, config, symmetric=False)
-
-
-def laplace_symmetric_points(
-    left: Tensor,
-    right: Tensor,
-    norms: Tensor,
-    bandwidth: Tensor,
-    sizes: Tensor | None = None,
-    eps: float = 1e-10,
-    config: Tile | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`laplace` of ``P = left right^T``, symmetric (``left = X M``, ``right = X``), never written.
-
-    Args:
-        left: ``[B, n, d]``; right: ``[B, n, d]``; norms: ``[B, n]``, the diagonal of P; bandwidth:
-            ``[B]``, ``L > 0``; all float32.
-        sizes, eps: as in `laplace`; the diagonal, the padding and the symmetry are exact as there.
-        config: one of `POINT_TILES`; chosen from the shape unless given.
-
-    Returns:
-        ``K, W``, each ``[B, n, n]`` float32.
-    """
-    return _from_points(left, right, norms, norms, bandwidth, sizes, eps, config, symmetric=True)
-
-
-def _from_points(
-    left, right, left_norms, right_norms, bandwidth, sizes, eps, config, symmetric
-) -> tuple[Tensor, Tensor]:
     left, right = left.contiguous(), right.contiguous()
     (batch, m, d), n = left.shape, right.shape[1]
     kernel, weights = left.new_empty(batch, m, n), left.new_empty(batch, m, n)
     tile = config or choose_tile(POINT_TILES, m, n, batch)
     launch(
         laplace_points_kernel,
-        batch * (tile.count_upper(n) if symmetric else tile.count(m, n)),
+        batch * tile.count(m, n),
         left,
         left,
         right,
         left_norms.contiguous(),
         right_norms.contiguous(),
         bandwidth.contiguous(),
-        None if sizes is None else sizes.contiguous(),
         kernel,
         weights,
         m,
         n,
         d,
         eps,
-        SYMMETRIC=symmetric,
         PRECISION=dot_precision(left.device),
         **tile.blocks,
         **tile.options,
