@@ -25,7 +25,7 @@ test-versions: $(VENV)/.installed  ## the tests that depend on transformers, wit
 lint: $(VENV)/.installed  ## ruff and clang-format, without changing a file
 	$(BIN)/ruff check python tests benchmarks examples docs
 	$(BIN)/ruff format --check python tests benchmarks examples docs
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.inl csrc/*.cu
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -type f)
 
 docs: $(VENV)/.installed  ## build the documentation into build/docs
 	rm -rf build/docs

@@ -5,13 +5,13 @@
 #include <stdexcept>
 #include <string>
 
-#include "gaussian.h"
-#include "ksg.h"
-#include "rfm.h"
-#include "slot.h"
-#include "steer.h"
-#include "steer_arguments.h"
-#include "tensor_argument.h"
+#include "kernels/gaussian.h"
+#include "kernels/ksg.h"
+#include "kernels/rfm.h"
+#include "kernels/steer.h"
+#include "slots/slot.h"
+#include "slots/steer_arguments.h"
+#include "slots/tensor_argument.h"
 
 namespace py = pybind11;
 

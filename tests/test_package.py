@@ -61,7 +61,7 @@ def test_the_stub_names_what_the_extension_has():
 def test_cuda_sources_compile_ahead_of_time_without_spills(tmp_path, architecture):
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
-    for source in sorted(CSRC.glob("*.cu")):
+    for source in sorted(CSRC.rglob("*.cu")):
         command = ["nvcc", "-std=c++17", "-O3", f"-arch={architecture}", "-cubin", "-Xptxas=-v"]
         command += ["-DEXPERTSTEER_WITH_CUDA", "-o", tmp_path / "out.cubin", source]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -26,7 +26,7 @@ def ksg_counts_cpu(
 def whiten_cpu(codes: Tensor, whitened: Tensor, threads: int) -> bool: ...
 def log_determinants_cpu(product: Tensor, nats: Tensor, smallest: Tensor, threads: int) -> None: ...
 
-# The passes of csrc/rfm.h over one matrix, in single or in double precision as it is.
+# The passes of csrc/kernels/rfm.h over one matrix, in single or in double precision as it is.
 def median_distance(gram: Tensor, threads: int) -> float: ...
 def laplace(
     gram: Tensor, bandwidth: float, eps: float, kernel: Tensor, weights: Tensor | None, threads: int
@@ -36,7 +36,7 @@ def gradient_transform(
 ) -> None: ...
 def mirror_lower(matrix: Tensor, threads: int) -> None: ...
 
-# csrc/slot.cpp: what stands in the place of a layer's forward.
+# csrc/slots/slot.cpp: what stands in the place of a layer's forward.
 class Passes:
     def open(
         self,

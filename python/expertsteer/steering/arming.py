@@ -1,4 +1,4 @@
-"""What a slot of the extension keeps between calls (see `csrc/slot.cpp`)."""
+"""What a slot of the extension keeps between calls (see `csrc/slots/slot.cpp`)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from .traced import SharedByLayers, handing
 class DecoderSlot(Unmovable, Decoder):
     """The decoder's forward: places the tokens first, checks afterwards that every slot ran.
 
-    `csrc/slot.cpp` runs the passes of which it can tell that all tokens are steered, or none.
+    `csrc/slots/slot.cpp` runs the passes of which it can tell that all tokens are steered, or none.
     """
 
     def __init__(self, steering: State, decoder: nn.Module):

@@ -21,7 +21,7 @@ from .traced import SharedByLayers, handing
 
 
 class LayerSlot(Unmovable, Slot):
-    """A steered layer: its own forward, then the operation. Calls are `csrc/slot.cpp`."""
+    """A steered layer: its own forward, then the operation. Calls are `csrc/slots/slot.cpp`."""
 
     def __init__(self, steering: State, index: int, layer: nn.Module, backend: str):
         super().__init__(layer.forward, self.steer, steering.passes)

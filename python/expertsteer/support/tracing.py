@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx import Proxy
 
-# What the compiled decoder slot asks in each pass, see `csrc/dlpack_view.h`.
+# What the compiled decoder slot asks in each pass, see `csrc/slots/dlpack_view.h`.
 RECORDERS = (
     torch._C._get_tracing_state,
     torch._C._len_torch_dispatch_stack,

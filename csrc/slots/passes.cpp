@@ -2,7 +2,7 @@
 
 #include <new>
 
-#include "finite.h"
+#include "kernels/finite.h"
 #include "tensor_argument.h"
 
 namespace expertsteer {

@@ -1,6 +1,7 @@
 // Gaussian information of every pair of layers from the product of their whitened codes.
 //
-// Framework-free, as everything in csrc: pointers and sizes in, one small buffer per thread.
+// Framework-free, as everything in csrc/kernels: pointers and sizes in, one small buffer per
+// thread.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "steer.h"
+#include "kernels/steer.h"
 
 namespace expertsteer {
 

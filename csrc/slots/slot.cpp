@@ -13,8 +13,8 @@
 #include <cstddef>
 
 #include "dlpack_view.h"
+#include "kernels/steer.h"
 #include "passes.h"
-#include "steer.h"
 #include "steer_arguments.h"
 
 namespace expertsteer {

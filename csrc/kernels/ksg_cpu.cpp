@@ -27,8 +27,8 @@ namespace baseline {
 #include "ksg_row.inl"
 }
 
-// As in steer_cpu.cpp the widest instruction set of the processor is used. target_clones would not
-// do here: it clones after vector types have been lowered to the narrowest set.
+// The widest instruction set of the processor is used. The clones of clones.h would not do here:
+// the compiler clones after vector types have been lowered to the narrowest set.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EXPERTSTEER_DISPATCH
 #pragma GCC push_options

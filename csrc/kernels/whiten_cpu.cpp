@@ -3,15 +3,9 @@
 #include <cmath>
 #include <vector>
 
+#include "clones.h"
 #include "gaussian.h"
 #include "share_out.h"
-
-// One source, several instruction sets, as in steer_cpu.cpp.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define EXPERTSTEER_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define EXPERTSTEER_CLONES
-#endif
 
 namespace expertsteer {
 namespace {

@@ -12,7 +12,7 @@
 #include <string>
 
 #include "dlpack_view.h"
-#include "steer.h"
+#include "kernels/steer.h"
 
 namespace expertsteer {
 

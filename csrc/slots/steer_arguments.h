@@ -3,7 +3,7 @@
 
 #include <Python.h>
 
-#include "steer.h"
+#include "kernels/steer.h"
 #include "tensor_argument.h"
 
 namespace expertsteer {
