@@ -19,7 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 import inject_cases as cases
 from expertsteer import ops
-from expertsteer.ops import native, reference_steer
+from expertsteer.ops import extension
+from expertsteer.ops.steering import reference
 
 pytestmark = pytest.mark.gpu
 
@@ -159,7 +160,7 @@ def compare(shape, batch, how, tool, layers, device, rounds=ROUNDS):
 def bench_step(benchmark, shape, batch, how, tool, layers):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    if tool == "slot" and (reason := native.why_not(torch.device("cuda"), torch.bfloat16)):
+    if tool == "slot" and (reason := extension.why_not(torch.device("cuda"), torch.bfloat16)):
         pytest.skip(reason)
     torch.compiler.reset()
     benchmark.group = f"step of {shape}, batch {batch}, {how}, {layers} layers"
@@ -180,7 +181,7 @@ def kernel_share(batch, tokens, width, device, calls=20):
     rows = torch.arange(1, batch + 1, device=device, dtype=torch.int32).view(batch, 1)
     strengths = torch.ones(batch, 1, device=device)
     arguments = table, rows, strengths
-    expected = reference_steer.steer(hidden.double(), table.double(), rows, strengths.double())
+    expected = reference.steer(hidden.double(), table.double(), rows, strengths.double())
     function = ops.choose("steer", "native", hidden.device, hidden.dtype)
     norms = ops.inverse_norms(table)
     found = function(hidden.clone(), *arguments, operation="add", inverse_norms=norms)
@@ -210,7 +211,7 @@ def bench_kernel(benchmark, size):
     """Target: at least 80 % of the rate of a copy, where the states do not fit in a cache."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    if reason := native.why_not(torch.device("cuda"), torch.bfloat16):
+    if reason := extension.why_not(torch.device("cuda"), torch.bfloat16):
         pytest.skip(reason)
     benchmark.group = f"the addition alone, {size} in bfloat16"
     found = benchmark.pedantic(kernel_share, args=(*size, "cuda"), rounds=1, iterations=1)

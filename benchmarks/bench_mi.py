@@ -13,7 +13,7 @@ import torch
 
 import mi_cases as cases
 from expertsteer import ops
-from expertsteer.ops import reference_mi
+from expertsteer.ops.information import reference
 
 LAYERS, N, D = 32, 1000, 4096
 SAMPLE = 8  # pairs of the k-d tree loop; all 1,024 would take minutes a round
@@ -76,7 +76,7 @@ def bench_ksg_on_a_gpu(benchmark, backend, n):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     x, y = (c.cuda() for c in cases.planted_codes(n, 8, 2.0, LAYERS))
-    few = [reference_mi.max_norm_distances(c[:2], range(64)) for c in (x, y)]
+    few = [reference.max_norm_distances(c[:2], range(64)) for c in (x, y)]
     both = [ops.ksg_counts(*few, 3, backend=name) for name in (backend, "reference")]
     require(all(map(torch.equal, *both)), "the counts differ from the reference")
     benchmark.group = f"ksg on a GPU, {LAYERS} x {LAYERS} pairs, n {n}, r 8"

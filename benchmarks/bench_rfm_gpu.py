@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 pytest.importorskip("triton")
 
-from expertsteer.ops import triton_agop, triton_laplace  # noqa: E402
+from expertsteer.ops.rfm import triton_agop, triton_laplace  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from expertsteer import ops
-from expertsteer.ops import native, reference_steer
+from expertsteer.ops import extension
+from expertsteer.ops.steering import reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -31,11 +32,11 @@ def prepare(device, dtype, backend, arguments, operation):
     """The chosen implementation, once its result has been checked."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    reason = native.why_not(torch.device(device), dtype) if backend == "native" else None
+    reason = extension.why_not(torch.device(device), dtype) if backend == "native" else None
     if reason:
         pytest.skip(reason)
     hidden, table, rows, strengths = arguments
-    exact = reference_steer.steer(
+    exact = reference.steer(
         hidden.double(), table.double(), rows, strengths.double(), operation=operation
     )
     got = ops.steer(hidden.clone(), table, rows, strengths, operation=operation, backend=backend)

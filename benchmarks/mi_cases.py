@@ -6,8 +6,7 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from expertsteer import ops
-from expertsteer.ops import reference_mi
-from expertsteer.ops.reference_mi import on_a_grid
+from expertsteer.ops.information.reference import on_a_grid
 from expertsteer.pairing import gaussian as _gaussian
 from expertsteer.pairing import ksg as _ksg
 from expertsteer.pairing.layers import Layers
@@ -120,4 +119,4 @@ def planted_codes(n, r, nats, layers, seed=0):
     rho = float(np.sqrt(-np.expm1(-2 * nats / r)))
     x = torch.randn(layers, n, r, generator=generator)
     y = rho * x + (1 - rho**2) ** 0.5 * torch.randn(layers, n, r, generator=generator)
-    return reference_mi.on_a_grid(x), reference_mi.on_a_grid(y)
+    return on_a_grid(x), on_a_grid(y)

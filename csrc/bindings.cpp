@@ -199,7 +199,7 @@ void steer_on_cuda(Tensor hidden, Tensor table, Tensor rows, Tensor strengths, T
 
 PYBIND11_MODULE(_C, m) {
   using namespace expertsteer;
-  m.doc() = "Compiled kernels of expertsteer; see expertsteer.ops.native.";
+  m.doc() = "Compiled kernels of expertsteer; see expertsteer.ops.extension.";
 
   m.def("steer_cpu", &steer_on_cpu, EXPERTSTEER_STEER_ARGUMENTS, py::arg("threads"));
   m.def("whiten_cpu", &whiten, py::arg("codes"), py::arg("whitened"), py::arg("threads"));

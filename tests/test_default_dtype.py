@@ -16,7 +16,7 @@ from torch import Tensor
 
 import expertsteer as es
 from expertsteer import ops
-from expertsteer.ops import native
+from expertsteer.ops import extension
 from expertsteer.support.tensors import as_tensor
 from steering import llama, tokens, vectors
 
@@ -157,7 +157,7 @@ def same(found: dict[str, Tensor], ordinary: dict[str, Tensor]) -> None:
         assert torch.equal(value, ordinary[name]), name
 
 
-@pytest.mark.skipif(native.MISSING is not None, reason="the extension is not built")
+@pytest.mark.skipif(extension.MISSING is not None, reason="the extension is not built")
 class TestTheDefaults:
     def test_of_the_type_change_no_result(self, ordinary, given, default_dtype):
         same(measured(given), ordinary)

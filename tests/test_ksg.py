@@ -11,7 +11,7 @@ from scipy.special import digamma
 
 import expertsteer as es
 from expertsteer import ops
-from expertsteer.ops import native, reference_mi
+from expertsteer.ops.information import calls, native, reference
 from planted import correlation_of, gaussian_pair
 
 BACKENDS = ["reference", "native"]
@@ -24,7 +24,7 @@ def points(layers, n, r, kind):
         codes[:, n // 2 :] = codes[:, : n - n // 2].clone()
     if kind == "ties":
         codes = codes.mul(2).round()
-    return reference_mi.on_a_grid(codes)
+    return reference.on_a_grid(codes)
 
 
 def counts_by_brute_force(x, y, k, variant):
@@ -59,7 +59,7 @@ def test_counts_are_those_of_double_precision(backend, n, k, r_x, r_y, layers, k
     rows = range(2, n - 1)  # a tile in the middle
     measure = ops.choose("max_norm_distances", backend, x.device, x.dtype)
     distances = [measure(codes, rows) for codes in (x, y)]
-    exact = reference_mi.max_norm_distances(x.double(), rows)
+    exact = reference.max_norm_distances(x.double(), rows)
     assert torch.equal(distances[0].double(), exact)
     counted = torch.stack(ops.ksg_counts(*distances, k, variant, backend=backend))
     assert counted.dtype == torch.int32 and counted.shape == (2, *layers, len(rows))
@@ -71,7 +71,7 @@ def test_counts_are_those_of_double_precision(backend, n, k, r_x, r_y, layers, k
 
 def test_threads_change_no_count(monkeypatch):
     x, y = points(2, 300, 3, "general"), points(3, 300, 2, "general")
-    distances = [reference_mi.max_norm_distances(codes, range(300)) for codes in (x, y)]
+    distances = [reference.max_norm_distances(codes, range(300)) for codes in (x, y)]
     alone = ops.ksg_counts(*distances, 3, backend="native")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert all(map(torch.equal, alone, ops.ksg_counts(*distances, 3, backend="native")))
@@ -93,7 +93,7 @@ def published_definition(x, y, k):
 @pytest.mark.parametrize(("n", "r", "k"), [(200, 1, 3), (500, 3, 5), (400, 8, 1)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_are_those_of_the_published_definition(backend, n, r, k):
-    x, y = (reference_mi.on_a_grid(side) for side in gaussian_pair(n, r, 1.0))
+    x, y = (reference.on_a_grid(side) for side in gaussian_pair(n, r, 1.0))
     found = ops.ksg_information(x, y, k, backend=backend)
     assert float(found) == pytest.approx(published_definition(x[0], y[0], k), abs=1e-6)
 
@@ -101,7 +101,7 @@ def test_values_are_those_of_the_published_definition(backend, n, r, k):
 def test_tiles_of_rows_change_nothing(monkeypatch):
     x, y = points(2, 150, 2, "general"), points(3, 150, 2, "general")
     whole = ops.ksg_information(x, y, 4, 2)
-    monkeypatch.setattr(ops, "KSG_TILE_BYTES", 40_000)  # a dozen rows
+    monkeypatch.setattr(calls, "KSG_TILE_BYTES", 40_000)  # a dozen rows
     torch.testing.assert_close(ops.ksg_information(x, y, 4, 2), whole)
 
 

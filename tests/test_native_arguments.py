@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from expertsteer.ops import native, native_steer, reference_steer
+from expertsteer.ops import extension
+from expertsteer.ops.steering.native import steer
+from expertsteer.ops.steering.reference import inverse_norms
 from expertsteer.steering.arming import standing
 from expertsteer.steering.extension import QUICK
 
-pytestmark = pytest.mark.skipif(native.MISSING is not None, reason="the extension is not built")
+pytestmark = pytest.mark.skipif(extension.MISSING is not None, reason="the extension is not built")
 F32, F64, I32 = torch.float32, torch.float64, torch.int32
 
 
@@ -27,7 +29,7 @@ def arguments(dtype=F32) -> dict[str, dict]:
         "operation": 3,
         "gates": torch.tensor([1, 2], dtype=I32),
         "thresholds": torch.zeros(2, dtype=wide),
-        "inverse_norms": reference_steer.inverse_norms(table),
+        "inverse_norms": inverse_norms(table),
         "threads": 1,
     }
     square = {name: torch.eye(5, dtype=wide) for name in ("gram", "kernel", "weights", "transform")}
@@ -100,7 +102,7 @@ def wrong(name: str, tensor: Tensor) -> dict[str, object]:
 
 TENSORS = [
     (kernel, name)
-    for kernel, given in (arguments() if native.MISSING is None else {}).items()
+    for kernel, given in (arguments() if extension.MISSING is None else {}).items()
     for name, value in given.items()
     if isinstance(value, Tensor)
 ]
@@ -108,7 +110,7 @@ TENSORS = [
 
 @pytest.mark.parametrize(("kernel", "name"), TENSORS)
 def test_a_tensor_of_another_kind_is_refused_by_name(kernel, name):
-    call = getattr(native._C, kernel)
+    call = getattr(extension._C, kernel)
     given = arguments()[kernel]
     call(**given)
     for what, value in wrong(name, given[name]).items():
@@ -136,22 +138,22 @@ def test_a_tensor_of_another_kind_is_refused_by_name(kernel, name):
 )
 def test_a_number_that_would_leave_the_tensors_is_refused(kernel, change):
     with pytest.raises(ValueError, match=next(iter(change))):
-        getattr(native._C, kernel)(**arguments()[kernel] | change)
+        getattr(extension._C, kernel)(**arguments()[kernel] | change)
 
 
 @pytest.fixture
 def without_exchange():
     """As with a torch that has no exchange table: tensors are read by their attributes."""
-    native._C.use_tensor_type(int)
+    extension._C.use_tensor_type(int)
     yield
-    native._C.use_tensor_type(Tensor)
+    extension._C.use_tensor_type(Tensor)
 
 
 def results(dtype) -> dict[str, Tensor]:
     torch.manual_seed(0)
     found = {}
     for kernel, given in arguments(dtype).items():
-        getattr(native._C, kernel)(**given)
+        getattr(extension._C, kernel)(**given)
         found |= {f"{kernel} {n}": v for n, v in given.items() if isinstance(v, Tensor)}
     return found
 
@@ -163,15 +165,15 @@ def test_tensors_are_read_alike_by_their_attributes(dtype, request):
     slow = results(dtype)
     assert all(torch.equal(slow[name], quick[name]) for name in quick)
     with pytest.raises(ValueError, match="codes must be a contiguous float64 tensor"):
-        native._C.whiten_cpu(**arguments()["whiten_cpu"] | {"codes": torch.zeros(2, 9, 3)})
+        extension._C.whiten_cpu(**arguments()["whiten_cpu"] | {"codes": torch.zeros(2, 9, 3)})
 
 
 def test_a_parameter_is_a_tensor_too():
     given = arguments()["steer_cpu"]
     expected = given["hidden"].clone()
-    native._C.steer_cpu(**given | {"hidden": expected})
+    extension._C.steer_cpu(**given | {"hidden": expected})
     table = torch.nn.Parameter(given["table"])
-    native._C.steer_cpu(**given | {"table": table})
+    extension._C.steer_cpu(**given | {"table": table})
     assert torch.equal(given["hidden"], expected)
 
 
@@ -195,7 +197,7 @@ class _Buffers:
     ],
 )
 def test_a_slot_is_armed_with_checked_tensors_only(change, message):
-    slot = native._C.Slot(lambda x: x, lambda x: x, native._C.Passes())
+    slot = extension._C.Slot(lambda x: x, lambda x: x, extension._C.Passes())
     slot.arm(*standing(_Buffers(), F32, "add"))
     assert slot.armed
     with pytest.raises(ValueError, match=message):
@@ -204,9 +206,9 @@ def test_a_slot_is_armed_with_checked_tensors_only(change, message):
 
 @pytest.mark.skipif(not QUICK, reason="this torch hands no tensor on without Python: no quick way")
 def test_a_slot_holds_the_tensors_that_it_points_into():
-    slot = native._C.Slot(lambda x: x, lambda x: None, passes := native._C.Passes())
+    slot = extension._C.Slot(lambda x: x, lambda x: None, passes := extension._C.Passes())
     given = arguments()["steer_cpu"]
-    expected = native_steer.steer(
+    expected = steer(
         given["hidden"].clone(), given["table"], given["rows"], given["strengths"], given["mask"]
     )
     buffers = _Buffers(gates=None, thresholds=None)

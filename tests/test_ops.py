@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from expertsteer import ops
-from expertsteer.ops import native, native_steer, products, reference
+from expertsteer.ops import extension, products
+from expertsteer.ops.information import native, reference
+from expertsteer.ops.steering.native import steer
 
 
 def test_an_explicit_backend_is_never_replaced(monkeypatch):
-    monkeypatch.setattr(native, "_C", None)
-    monkeypatch.setattr(native, "MISSING", "the extension was not built")
+    monkeypatch.setattr(extension, "_C", None)
+    monkeypatch.setattr(extension, "MISSING", "the extension was not built")
     arguments = torch.zeros(1, 2, 2), torch.ones(1)
     with pytest.raises(ops.BackendError, match="'native' cannot serve laplace: the extension"):
         ops.laplace(*arguments, backend="native")
@@ -19,7 +21,7 @@ def test_an_explicit_backend_is_never_replaced(monkeypatch):
 
 def test_auto_takes_no_kernel_to_a_device_it_was_never_run_on():
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert ops.choose("steer", "auto", cpu, torch.float32) is native_steer.steer
+    assert ops.choose("steer", "auto", cpu, torch.float32) is steer
     for operation in ops.operations():
         chosen = ops.choose(operation, "auto", gpu, torch.float32)
         proven = {ops.choose(operation, name, gpu, torch.float32) for name in plain(operation)}

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from expertsteer import ops
-from expertsteer.ops import native, reference_steer
+from expertsteer.ops import extension
+from expertsteer.ops.steering.reference import displacements
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # Odd widths, one that is a whole number of 16-byte accesses, and one too wide for shared memory.
@@ -22,7 +23,7 @@ def device(request):
 
 @pytest.fixture(params=["reference", "native"])
 def backend(request, device):
-    reason = native.why_not(device, torch.float32) if request.param == "native" else None
+    reason = extension.why_not(device, torch.float32) if request.param == "native" else None
     if reason and device.type == "cuda":
         pytest.skip(reason)
     return request.param
@@ -436,7 +437,7 @@ def test_malformed_calls_name_the_argument(name):
 def test_a_graph_captures_it_and_reads_what_changed():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    if native.why_not(torch.device("cuda"), torch.float32):
+    if extension.why_not(torch.device("cuda"), torch.float32):
         pytest.skip("no CUDA extension")
     arguments = case((4, 1, 256), torch.bfloat16, "cuda", 2)
     norms = ops.inverse_norms(arguments["table"])
@@ -463,7 +464,7 @@ def test_displacements_are_what_an_addition_adds(sequences):
     mask = torch.tensor([[1, 0], [1, 1], [1, 1]]).bool()
     hidden = torch.randn(3, 2, 17, dtype=torch.float64)
     hidden[:, :, 0] = -0.0
-    added = reference_steer.displacements(tables, rows, strengths, mask)
+    added = displacements(tables, rows, strengths, mask)
     for table, own in zip(tables, added):
         expected = ops.steer(hidden, table, rows, strengths, mask, backend="reference")
         torch.testing.assert_close(hidden + own, expected)

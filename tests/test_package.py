@@ -25,6 +25,14 @@ def test_import_loads_neither_transformers_nor_matplotlib():
     assert run_python(code).stdout.strip() == "set()"
 
 
+def test_the_operations_resolve_and_load_no_triton():
+    code = (
+        "import sys, expertsteer.ops as ops\n"
+        "print(all(hasattr(ops, name) for name in ops.__all__), 'triton' in sys.modules)"
+    )
+    assert run_python(code).stdout.split() == ["True", "False"]
+
+
 def test_every_public_name_resolves_and_no_submodule_hides_one():
     code = (
         "import expertsteer as es, expertsteer.pipeline\n"

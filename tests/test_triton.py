@@ -8,7 +8,8 @@ from expertsteer import RFM, ops
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from expertsteer.ops import _triton, triton_agop, triton_laplace  # noqa: E402
+from expertsteer.ops import triton_tiles  # noqa: E402
+from expertsteer.ops.rfm import triton_agop, triton_laplace  # noqa: E402
 from triton_checks import (  # noqa: E402
     DEVICE,
     INTERPRETED,
@@ -271,7 +272,7 @@ def test_an_empty_batch_is_served():
 @triton.jit
 def upper_tile_kernel(indices, rows, columns, BLOCK: tl.constexpr):
     here = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row, column = _triton.upper_tile(tl.load(indices + here))
+    row, column = triton_tiles.upper_tile(tl.load(indices + here))
     tl.store(rows + here, row)
     tl.store(columns + here, column)
 
@@ -292,9 +293,9 @@ def test_the_choice_of_a_tile_depends_on_the_shape_alone():
     for tiles in (triton_agop.ROW_TILES, triton_agop.PRODUCT_TILES, triton_laplace.POINT_TILES):
         areas = [tile.rows * tile.columns for tile in tiles]
         assert areas == sorted(areas) and len(set(tiles)) == len(tiles)
-        assert _triton.choose_tile(tiles, 17, 17, 1) == tiles[0]
-        assert _triton.choose_tile(tiles, 4096, 4096, 1) == tiles[-1]
-        assert _triton.choose_tile(tiles, 130, 130, 1000) == tiles[-1]
+        assert triton_tiles.choose_tile(tiles, 17, 17, 1) == tiles[0]
+        assert triton_tiles.choose_tile(tiles, 4096, 4096, 1) == tiles[-1]
+        assert triton_tiles.choose_tile(tiles, 130, 130, 1000) == tiles[-1]
 
 
 def test_a_backend_that_cannot_serve_says_why():

@@ -3,7 +3,8 @@
 import pytest
 
 pytest.importorskip("triton")
-from expertsteer.ops import _triton, triton_agop, triton_laplace  # noqa: E402
+from expertsteer.ops import triton_tiles  # noqa: E402
+from expertsteer.ops.rfm import triton_agop, triton_laplace  # noqa: E402
 from triton_checks import compiled_usage, compiles  # noqa: E402
 
 pytestmark = compiles
@@ -22,7 +23,7 @@ def compilations(precisions):
     for tile in triton_laplace.GRAM_TILES:
         yield triton_laplace.laplace_kernel, types, {"BLOCK": tile.rows}, tile
     for precision in precisions:
-        dot = {"BLOCK_K": _triton.BLOCK_K, "PRECISION": precision}
+        dot = {"BLOCK_K": triton_tiles.BLOCK_K, "PRECISION": precision}
         pointers = "left right left_norms right_norms bandwidth kernel weights"
         types = signature(pointers, "m n d", eps=True)
         for tile in triton_laplace.POINT_TILES:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from expertsteer import ops
-from expertsteer.ops import reference_mi
+from expertsteer.ops.information import reference
 from triton_checks import (
     DEVICE,
     compiled_usage,
@@ -32,7 +32,7 @@ def test_the_kernel_under_the_interpreter():
 def test_counts_are_the_reference(n, rows, k, layers, kind, variant):
     scale = 1.5 if kind == "ties" else 1e4
     x, y = ((scale * torch.randn(count, n, 2)).round().to(DEVICE) for count in layers)
-    distances = [reference_mi.max_norm_distances(codes, range(n - rows, n)) for codes in (x, y)]
+    distances = [reference.max_norm_distances(codes, range(n - rows, n)) for codes in (x, y)]
     counted = ops.ksg_counts(*distances, k, variant, backend="triton")
     expected = ops.ksg_counts(*distances, k, variant, backend="reference")
     assert all(map(torch.equal, counted, expected))
@@ -40,7 +40,7 @@ def test_counts_are_the_reference(n, rows, k, layers, kind, variant):
 
 @needs_device
 def test_information_is_the_reference():
-    x, y = (reference_mi.on_a_grid(torch.randn(2, 40, 2)).to(DEVICE) for _ in range(2))
+    x, y = (reference.on_a_grid(torch.randn(2, 40, 2)).to(DEVICE) for _ in range(2))
     found = ops.ksg_information(x, y, 3, backend="triton")
     assert torch.equal(found, ops.ksg_information(x, y, 3, backend="reference"))
 
@@ -50,7 +50,7 @@ def test_information_is_the_reference():
 @pytest.mark.parametrize("variant", [1, 2])
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_the_kernel_compiles_ahead_of_time_without_spills(architecture, variant, fresh_cache):  # noqa: F811
-    from expertsteer.ops import triton_ksg
+    from expertsteer.ops.information import triton_ksg
 
     constants = {"K": 3, "VARIANT": variant}
     constants |= {"LAYERS": triton_ksg.LAYERS, "POINTS": triton_ksg.POINTS}

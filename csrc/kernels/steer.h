@@ -13,8 +13,8 @@ enum class DType : std::int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFl
 
 enum class SteerOperation : std::int32_t { kAdd = 0, kAddKeepNorm = 1, kRemove = 2, kClamp = 3 };
 
-// ops/reference_steer.py defines the operations. "wide" is double for a float64 hidden, else float.
-// A stride of 0 between sequences lets all of them share one entry.
+// ops/steering/reference.py defines the operations. "wide" is double for a float64 hidden, else
+// float. A stride of 0 between sequences lets all of them share one entry.
 struct Steer {
   void* hidden;  // [batch, tokens, width]; no two elements may share an address
   DType dtype;   // of hidden

@@ -8,7 +8,7 @@ import torch
 from scipy.special import digamma
 from torch import Tensor
 
-from .. import ops
+from ..ops import gaussian_information, shrunk_gaussian_information
 from ..ops.products import times_rows
 from .layers import Layers
 from .projection import Wanted, centre, components, stacked
@@ -93,9 +93,9 @@ class Gaussian:
     def _one_half(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         n, r = x.shape[1], self._r
         if n > 2 * r + 1:
-            raw = ops.gaussian_information(x, y, backend=self._backend)
+            raw = gaussian_information(x, y, backend=self._backend)
             return raw - gaussian_bias(n, r, r), torch.zeros_like(raw)
-        return ops.shrunk_gaussian_information(x, y)
+        return shrunk_gaussian_information(x, y)
 
 
 def _codes(layers: Layers, halves: tuple[Tensor, Tensor], wanted: Wanted) -> list[list[Tensor]]:

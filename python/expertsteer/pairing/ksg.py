@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import ops
+from ..ops import ksg_information
+from ..ops.information.reference import on_a_grid
 from ..ops.products import times_rows
-from ..ops.reference_mi import on_a_grid
 from .layers import Layers
 from .projection import Wanted, centre, components, stacked
 from .sampling import Draw
@@ -71,7 +71,7 @@ class Ksg:
         x, y = self._codes
         if rows is not None:
             x, y = x[:, rows[0][0]], y[:, rows[0][1]]
-        return ops.ksg_information(x, y, *self._options, backend=self._backend).cpu()
+        return ksg_information(x, y, *self._options, backend=self._backend).cpu()
 
 
 def _codes(layers: Layers, wanted: Wanted) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import reference_mi
+from ..ops.information import reference
 from ..support.numbers import setting, short
 from .layers import Layers
 from .sampling import Draw
@@ -53,14 +53,13 @@ class Renyi2:
         """``[L_x, L_y]`` float64 in nats."""
         x, y = self._grams
         if rows is None:
-            return reference_mi.renyi2_information(x, y).cpu()
+            return reference.renyi2_information(x, y).cpu()
         chosen_x, chosen_y = rows[0]
         if not torch.equal(chosen_x, torch.arange(x.shape[1], device="cpu")):
             x = x[:, chosen_x[:, None], chosen_x]
         # One layer of y after the other: a second copy of all would double the memory.
         columns = [
-            reference_mi.renyi2_information(x, gram[chosen_y[:, None], chosen_y][None])
-            for gram in y
+            reference.renyi2_information(x, gram[chosen_y[:, None], chosen_y][None]) for gram in y
         ]
         return torch.cat(columns, dim=1).cpu()
 
@@ -70,7 +69,7 @@ def _grams(layers: Layers) -> Tensor:
     grams: Tensor | None = None
     for index, states in enumerate(layers):
         try:
-            gram = reference_mi.squared_gaussian_gram(states)
+            gram = reference.squared_gaussian_gram(states)
         except ValueError as error:
             raise ValueError(f"{layers.label(index)} {error}") from error
         if grams is None:

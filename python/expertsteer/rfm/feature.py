@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import native_rfm
+from ..ops.rfm import native
 from .fits import Fits, require_gradients
 from .gram import Operations
 from .metrics import better, score
@@ -156,7 +156,7 @@ class FeatureFits(MetricFits):
             else:
                 kernel = buffer
                 weights = torch.empty_like(buffer) if weights is None else weights
-                native_rfm.laplace_into(gram, bandwidth, self.sizes, kernel, weights)
+                native.laplace_into(gram, bandwidth, self.sizes, kernel, weights)
             gram = None
             return kernel
 
@@ -167,6 +167,4 @@ class FeatureFits(MetricFits):
     def _gradient_rows(self, weights, alpha, seen, buffer) -> Tensor:
         if buffer is None:
             return self.ops.gradient_rows(weights, alpha, seen, self.centre, self.sizes)
-        return native_rfm.gradient_rows(
-            weights, alpha, seen, self.centre, self.sizes, scratch=buffer
-        )
+        return native.gradient_rows(weights, alpha, seen, self.centre, self.sizes, scratch=buffer)

@@ -18,8 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops import native_rfm
+from ..ops import backends_of, choose
+from ..ops.rfm import native
 from .fits import Fits, require_gradients
 from .metrics import score
 from .problem import Problems
@@ -44,15 +44,15 @@ class Operations:
     def __init__(self, backend: str, like: Tensor):
         def chosen(name: str):
             # A backend that has no kernel for the lesser operations leaves those to "auto".
-            offered = backend if backend in ops.backends_of(name) else "auto"
-            return ops.choose(name, offered, like.device, like.dtype)
+            offered = backend if backend in backends_of(name) else "auto"
+            return choose(name, offered, like.device, like.dtype)
 
         self.gram, self.median_distance = chosen("gram"), chosen("median_distance")
         self.laplace, self.agop = chosen("laplace"), chosen("agop")
         self.ridge_solve, self.gradient_rows = chosen("ridge_solve"), chosen("gradient_rows")
         self._cross_gram, self.inner = chosen("cross_gram"), chosen("inner")
         self.times_transposed = chosen("times_transposed")
-        self.reuses_buffers = self.laplace is native_rfm.laplace
+        self.reuses_buffers = self.laplace is native.laplace
 
     def cross_gram(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         return self._cross_gram(left, right, *([out] if self.reuses_buffers else []))
@@ -164,7 +164,7 @@ class GramFits(Fits):
         def fresh() -> Tensor:
             nonlocal weights
             if self.ops.reuses_buffers:
-                native_rfm.laplace_into(gram, bandwidth, self.sizes, kernel, weights)
+                native.laplace_into(gram, bandwidth, self.sizes, kernel, weights)
                 return kernel
             out, weights = self.ops.laplace(gram, bandwidth, self.sizes)
             return out

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import ops
+from ..ops import backends_of
 from ..support.progress import Ticker
 from ..support.tensors import as_tensor, require_finite
 from .collection import Collection
@@ -28,7 +28,7 @@ from .spectrum import Directions
 BANDWIDTH_MODES = ("median", "constant")
 NORMALIZATIONS = ("none", "max")
 TUNING_METRICS = ("mse", "auc")
-BACKENDS = ("auto", *ops.backends_of("laplace"))
+BACKENDS = ("auto", *backends_of("laplace"))
 NAMES = (
     "bandwidth",
     "bandwidth_mode",

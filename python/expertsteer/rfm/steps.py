@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.carry import Carry
+from ..ops import Carry
 
 
 @dataclass

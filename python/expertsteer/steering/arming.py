@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 
-from ..ops import native, reference_steer
+from ..ops.extension import DTYPES
+from ..ops.steering.reference import OPERATIONS
 from .bank import Buffers
 
 
 def standing(buffers: Buffers, dtype: torch.dtype, operation: str) -> tuple[Any, ...]:
     """The arguments of ``_C.Slot.arm`` for hidden states of ``dtype`` where the buffers are."""
     return (
-        native._DTYPES[dtype],
-        reference_steer.OPERATIONS.index(operation),
+        DTYPES[dtype],
+        OPERATIONS.index(operation),
         buffers.table,
         buffers.inverse_norms,
         buffers.rows,

@@ -237,7 +237,7 @@ class Bank:
         self._replaced = [old for old, _ in moved.values()]
 
     def _contents(self, layer: int, wide: torch.dtype) -> Buffers:
-        from ..ops.reference_steer import inverse_norms
+        from ..ops.steering.reference import inverse_norms
 
         table = torch.zeros(len(self.experts) + 1, self.width, dtype=wide, device="cpu")
         for row, vectors in enumerate(self.experts.values(), start=1):

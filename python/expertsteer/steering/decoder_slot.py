@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..models.caches import find_cache
 from ..models.decoder import config_depth
 from ..models.stand_ins import Unmovable
-from ..ops import reference_steer
+from ..ops.steering.reference import displacements
 from ..support.tracing import is_traced
 from .checkpointing import watch
 from .extension import Decoder, all_finite, set_traced_call
@@ -95,7 +95,7 @@ class DecoderSlot(Unmovable, Decoder):
         layers = [layers[i] for i, carries in enumerate(steering.carrying) if carries == "1"]
         tables, operation, added = steering.tables, steering.operation, None
         if operation == "add" and mask.shape[0] == 1 and mask.shape[1] == 1:
-            added = reference_steer.displacements(tables, rows, strengths, mask)
+            added = displacements(tables, rows, strengths, mask)
         function = steering.layer_function
         return SharedByLayers(layers, function, tables, rows, strengths, mask, operation, added)
 

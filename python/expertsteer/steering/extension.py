@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.native import _C
+from ..ops.extension import _C
 from ..support.tracing import RECORDERS, unrecorded, unwrapped
 
 if _C is not None:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..models.stand_ins import Unmovable
-from ..ops import native_steer, reference_steer
+from ..ops import choose
+from ..ops.steering import native, reference
 from ..support.tracing import is_traced, is_transformed
 from .arming import standing
 from .extension import Slot, set_traced_call
@@ -47,7 +47,7 @@ class LayerSlot(Unmovable, Slot):
         if hasattr(self, "kind"):  # the model was moved: graphs look each buffer up again
             self.steering.tables = None
         self.kind = device, dtype
-        self.function = ops.choose("steer", self.backend, device, dtype)
+        self.function = choose("steer", self.backend, device, dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.buffers = self.steering.bank.buffers(self.index, device, wide)
         self.rearm()
@@ -60,7 +60,7 @@ class LayerSlot(Unmovable, Slot):
     def rearm(self) -> None:
         """Hand the addresses of the buffers to the quick way, or take them back."""
         self.disarm()
-        if self.function is native_steer.steer:
+        if self.function is native.steer:
             self.arm(*standing(self.buffers, self.kind[1], self.steering.operation))
 
     def steer(self, output: Any) -> Any:
@@ -91,7 +91,7 @@ class LayerSlot(Unmovable, Slot):
             mask = mask.to(output.device)
         # Who follows would not see a change through a pointer.
         followed = traced or is_transformed(output)
-        return self._steered(reference_steer.steer if followed else self.function, output, mask)
+        return self._steered(reference.steer if followed else self.function, output, mask)
 
     def _require_pass(self) -> None:
         steering = self.steering
@@ -108,7 +108,7 @@ class LayerSlot(Unmovable, Slot):
         mask = self.steering.traced.mask
         if mask is not None:
             mask = mask.to(hidden.device)
-        return self._steered(reference_steer.steer, hidden, mask)
+        return self._steered(reference.steer, hidden, mask)
 
     def _steered(self, function: Callable, hidden: Any, mask: Tensor | None) -> Any:
         own = self.buffers
@@ -155,6 +155,6 @@ def _steered_alike(hidden: Tensor, shared: SharedByLayers, place: int) -> Tensor
     if shared.added is not None:
         return (hidden.to(shared.added.dtype) + shared.added[place]).to(hidden.dtype)
     table, operation = shared.tables[place], shared.operation
-    return reference_steer.steer(
+    return reference.steer(
         hidden, table, shared.rows, shared.strengths, shared.mask, operation=operation
     )

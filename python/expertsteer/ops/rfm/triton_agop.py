@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._triton import (
+from ..triton_tiles import (
     Tile,
     choose_tile,
     dot_precision,

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..products import times_transposed
 from . import native
-from .products import times_transposed
 from .reference import whiten
 
 # Smallest pivot, 1 - s^2 or more, whose logarithm a dtype resolves well: a relative error of

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..support.tracing import is_traced, is_transformed
-from . import native, reference_steer
+from ...support.tracing import is_traced, is_transformed
+from .. import extension
+from . import reference
 
 
 def steer(
@@ -21,7 +22,7 @@ def steer(
     thresholds: Tensor | None = None,
     inverse_norms: Tensor | None = None,
 ) -> Tensor:
-    """`reference_steer.steer`, in place; returns ``hidden``.
+    """`reference.steer`, in place; returns ``hidden``.
 
     Where autograd, a tracer or a transform of `torch.func` follows the call the reference serves it
     out of place, and a ``hidden`` whose elements share memory (an expanded batch) is copied first:
@@ -29,7 +30,7 @@ def steer(
     """
     given = (hidden, table, rows, strengths, mask, gates, thresholds)
     if _is_followed([t for t in given if t is not None]):
-        return reference_steer.steer(
+        return reference.steer(
             hidden,
             table,
             rows,
@@ -43,16 +44,16 @@ def steer(
     if _shares_memory(hidden):
         hidden = hidden.clone(memory_format=torch.contiguous_format)
     if inverse_norms is None and (gates is not None or operation in ("remove", "clamp")):
-        inverse_norms = reference_steer.inverse_norms(table)
+        inverse_norms = reference.inverse_norms(table)
     # Copies, where there are any, live until the call below is made or enqueued.
     rows, strengths = _packed(rows), _packed(strengths)
-    number = reference_steer.OPERATIONS.index(operation)
+    number = reference.OPERATIONS.index(operation)
     given = (hidden, table, rows, strengths, mask, number, gates, thresholds, inverse_norms)
     if hidden.is_cuda:
         with torch.cuda.device(hidden.device):
-            native._C.steer_cuda(*given, torch.cuda.current_stream().cuda_stream)
+            extension._C.steer_cuda(*given, torch.cuda.current_stream().cuda_stream)
     else:
-        native._C.steer_cpu(*given, torch.get_num_threads())
+        extension._C.steer_cpu(*given, torch.get_num_threads())
     return hidden
 
 

@@ -9,7 +9,43 @@ import torch
 from scipy.special import digamma
 from torch import Tensor
 
-from .reference import whiten
+
+def gaussian_information(x: Tensor, y: Tensor) -> Tensor:
+    """Plug-in mutual information of jointly Gaussian samples, every pair of layers at once.
+
+    ``I = -1/2 sum_i log(1 - s_i^2)`` with s the singular values of the correlation R of the
+    whitened samples. Where one layer determines a component of the other the information is
+    infinite; such components count at the resolution of the dtype (18 nats each in float64).
+
+    Args:
+        x: ``[L_x, n, r_x]`` and y: ``[L_y, n, r_y]``, paired rows, non-singular covariances.
+
+    Returns:
+        ``[L_x, L_y]`` in nats, biased upwards (see `expertsteer.pairing.rules.gaussian_bias`).
+    """
+    white_x, white_y = whiten(x), whiten(y)  # columns orthonormal: R = white_x^T white_y
+    correlation = torch.einsum("anr,bns->abrs", white_x, white_y)  # [L_x, L_y, r_x, r_y]
+    singular = torch.linalg.svdvals(correlation)  # [L_x, L_y, min(r_x, r_y)]
+    singular = singular.clamp(max=1 - torch.finfo(y.dtype).eps)
+    return -0.5 * torch.log1p(-singular.square()).sum(dim=-1)
+
+
+def whiten(x: Tensor) -> Tensor:
+    """Centre and decorrelate ``x [L, n, r]`` so that ``w^T w = 1`` (r x r Cholesky factor).
+
+    Raises:
+        ValueError: a covariance is singular (constant or linearly dependent components).
+    """
+    centred = x - x.mean(dim=-2, keepdim=True)
+    factor, failed = torch.linalg.cholesky_ex(centred.mT @ centred)  # [L, r, r]
+    if bool(failed.any()):
+        rows = failed.nonzero().flatten().tolist()
+        raise ValueError(
+            f"the components of layers {rows} (counted along the first axis) are constant or "
+            "linearly dependent, so they have no finite information; ask for fewer components "
+            "or leave those layers out"
+        )
+    return torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
 
 
 def shrunk_gaussian_information(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference_steer import OPERATIONS
+from .reference import OPERATIONS
 
 
 def check_steer(

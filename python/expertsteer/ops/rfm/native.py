@@ -1,7 +1,6 @@
 """The RFM's operations on a CPU: element-wise passes from the extension, products by halves.
 
-The leading batch is a loop: from a few hundred points
-on, one problem fills a processor.
+The leading batch is a loop: from a few hundred points on, one problem fills a processor.
 """
 
 from __future__ import annotations
@@ -9,20 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import native, products
+from .. import extension, products
+from ..products import cholesky_solve, symmetric_lower
 from .carry import Carry
-from .products import cholesky_solve, symmetric_lower
-
-_DTYPES = (torch.float32, torch.float64)
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of that kind, or ``None`` when it can."""
-    if native.MISSING is not None:
-        return native.MISSING
-    if device.type != "cpu":
-        return f"device {device.type} is not a cpu"
-    return None if dtype in _DTYPES else f"dtype {dtype} is neither torch.float32 nor torch.float64"
 
 
 def _count(sizes: Tensor | None, b: int, n: int) -> int:
@@ -72,7 +60,7 @@ def inner(rows: Tensor) -> Tensor:
 def _mirrored(matrices: Tensor) -> Tensor:
     """The lower triangles copied onto the upper ones, in place."""
     for matrix in matrices:
-        native._C.mirror_lower(matrix, torch.get_num_threads())
+        extension._C.mirror_lower(matrix, torch.get_num_threads())
     return matrices
 
 
@@ -82,7 +70,7 @@ def median_distance(gram: Tensor, sizes: Tensor | None = None) -> Tensor:
     for b, p in enumerate(gram):
         count = _count(sizes, b, gram.shape[1])
         p = p.contiguous() if count == gram.shape[1] else p[:count, :count].contiguous()
-        out[b] = native._C.median_distance(p, torch.get_num_threads())
+        out[b] = extension._C.median_distance(p, torch.get_num_threads())
     return out
 
 
@@ -109,7 +97,7 @@ def laplace_into(
     threads = torch.get_num_threads()
     for b in range(gram.shape[0]):
         slopes = None if weights is None else weights[b]
-        native._C.laplace(gram[b], float(bandwidth[b]), eps, kernel[b], slopes, threads)
+        extension._C.laplace(gram[b], float(bandwidth[b]), eps, kernel[b], slopes, threads)
         count = _count(sizes, b, n)
         if count < n:
             kernel[b, count:] = 0
@@ -164,7 +152,7 @@ def _stacked(tensors: list[Tensor]) -> Tensor:
 
 def _transform(weights: Tensor, alpha: Tensor, out: Tensor, sums: Tensor) -> None:
     """T of one output and its row sums."""
-    native._C.gradient_transform(weights, alpha, out, sums, torch.get_num_threads())
+    extension._C.gradient_transform(weights, alpha, out, sums, torch.get_num_threads())
 
 
 def agop(

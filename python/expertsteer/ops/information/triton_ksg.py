@@ -1,6 +1,6 @@
 """Fused neighbour counts: the k-th joint distance and both marginal counts, for all layer pairs.
 
-`reference_mi.ksg_counts` holds the joint distances of one layer with all others; here a program
+`reference.ksg_counts` holds the joint distances of one layer with all others; here a program
 takes one row of one layer of x beside the same row of a few layers of y and keeps nothing but
 lane-wise minima and counts. Only maxima, minima and comparisons are taken, so the counts are the
 reference's, bit for bit.
@@ -94,7 +94,7 @@ def ksg_counts_kernel(
 
 
 def ksg_counts(x: Tensor, y: Tensor, k: int, variant: int) -> tuple[Tensor, Tensor]:
-    """`reference_mi.ksg_counts` for float32, equal count by count."""
+    """`reference.ksg_counts` for float32, equal count by count."""
     x, y = x.contiguous(), y.contiguous()
     (layers_x, rows, n), layers_y = x.shape, y.shape[0]
     n_x, n_y = (

@@ -1,0 +1,1 @@
+"""Mutual information of layers. `expertsteer.ops` lists what is public of it."""

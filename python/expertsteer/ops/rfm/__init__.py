@@ -1,0 +1,1 @@
+"""The Recursive Feature Machine's passes. `expertsteer.ops` lists what is public of them."""

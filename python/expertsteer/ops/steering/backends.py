@@ -1,0 +1,14 @@
+"""Who implements steering."""
+
+from __future__ import annotations
+
+from .. import extension
+from ..backend import Backend, plain
+from . import native, reference
+
+IMPLEMENTATIONS = {
+    "steer": {
+        "native": Backend(native.steer, extension.why_not),
+        "reference": plain(reference.steer),
+    },
+}
