@@ -52,7 +52,9 @@ def test_a_page_runs_after_the_tutorial(tutorial, page):
 
 @pytest.mark.slow
 def test_the_readme_runs(tmp_path):
-    run_blocks(README, tmp_path)
+    printed = run_blocks(README, tmp_path)
+    assert re.search(r"^steered .*\?\s*hedge$", printed, re.M)
+    assert re.search(r"^unsteered .*\?\s*attic$", printed, re.M)
 
 
 def anchors(page):
