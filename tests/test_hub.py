@@ -121,3 +121,8 @@ def test_the_card_shows_the_controls_and_their_verdict(make_states):
     assert "0.500 [0.200, 0.800]" in text and "values" not in str(vectors.metadata["evaluation"])
     again = vectors.with_evaluation(found)
     assert len(again.metadata["evaluation"]) == 1
+    for name in ("layers", "strength", "divergence"):  # edited by hand: no text gets into a cell
+        told = again.metadata["evaluation"][0]
+        edited = told | {"rows": [told["rows"][1] | {name: ["<b>"]}]}
+        with pytest.raises(es.ArtifactError, match="provenance"):
+            model_card(replace(again, metadata=again.metadata | {"evaluation": [edited]}))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import index
 from typing import Any, NamedTuple
 
 from ..support.numbers import (
@@ -24,12 +25,12 @@ from ..support.text import markdown, markdown_rows
 
 
 class Look(NamedTuple):
-    """How a medium shows numbers: scores, divergences, everything else, and what is missing."""
+    """How a medium shows scores, divergences and the rest; its dash for "none" and for "to"."""
 
     score: Callable[[float | None], str]
     divergence: Callable[[float | None], str]
     other: Callable[[float | None], str]
-    none: str
+    dash: str
 
 
 FULL = Look(number, number, number, NONE)
@@ -109,7 +110,7 @@ class ControlsTable(NamedTuple):
             *line.prices,
             line.layers,
             line.strength,
-            *(self.look.none if test is None else test.text for test in line.tests),
+            *(self.look.dash if test is None else test.text for test in line.tests),
         ]
 
 
@@ -156,7 +157,7 @@ def _line(
         _listed(row["layers"], look),
         f"{count(row['extra_tokens'])} tokens" if prompted else look.other(row["strength"]),
         [None if test is None else _against(test) for test in tests],
-        count(row["tried"]) if row["tried"] else look.none,
+        count(row["tried"]) if row["tried"] else look.dash,
     )
 
 
@@ -168,7 +169,7 @@ def _against(test: Mapping[str, Any]) -> Against:
 
 def _listed(layers: Sequence[int], look: Look) -> str:
     """``3``, ``1, 2, 5`` or ``0–79``."""
-    layers = list(layers)
+    layers = [index(layer) for layer in layers]  # vectors may carry what somebody edited
     if len(layers) > 3 and layers == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}{look.none}{layers[-1]}"
-    return ", ".join(map(str, layers)) or look.none
+        return f"{layers[0]}{look.dash}{layers[-1]}"
+    return ", ".join(map(str, layers)) or look.dash
