@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import expertsteer as es
-from command import run
-from documents import FENCE, blocks, run_block, run_blocks
 from expertsteer.export.families import families_table
-from steering import llama, tokens, vectors
-from tiny_tokenizer import sentence, tiny_tokenizer
+from helpers.command import run
+from helpers.documents import FENCE, blocks, run_block, run_blocks
+from helpers.steered_models import llama, tokens, vectors
+from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -21,7 +21,7 @@ ENOUGH_PROGRAMS = 264
 
 
 class Tile(NamedTuple):
-    """One configuration of a kernel; those listed compile without spills, which tests hold."""
+    """One configuration of a kernel; those listed compile without spills (tests/ops)."""
 
     rows: int
     columns: int

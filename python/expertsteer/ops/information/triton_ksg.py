@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Tiles of LAYERS x POINTS; checked to compile without spills in tests/test_triton_ksg.py.
+# Tiles of LAYERS x POINTS; checked to compile without spills in tests/ops/test_triton_ksg.py.
 LAYERS, POINTS = 8, 128
 WARPS = 4
 
