@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from expertsteer import HiddenStates
+from helpers.families import build
 
 torch.set_num_threads(1)
 
@@ -30,6 +31,12 @@ def stories() -> Path:
     if not STORIES.is_dir():
         pytest.skip("the pretrained checkpoint stories260K is not on this machine")
     return STORIES
+
+
+@pytest.fixture
+def model():
+    """A small Llama, new for each test."""
+    return build("llama")
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ if TYPE_CHECKING:
     from .steering.bank import Gate
     from .steering.given_positions import UnsteeredWarning, tokens_at
     from .steering.steering import Steering, attach, detach
-    from .support.artifact_files import ArtifactError
+    from .support.reading import ArtifactError
     from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task
     from .vectors.calibration import Calibration
     from .vectors.vectors import SteeringVectors

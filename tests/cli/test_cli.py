@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import expertsteer as es
+from helpers.checkpoints import save
 from helpers.command import run
 from helpers.families import build
-from helpers.tiny_tokenizer import sentence, tiny_tokenizer
+from helpers.tiny_tokenizer import sentence
 
 
 def in_its_own_process(*arguments):
@@ -23,8 +24,7 @@ def world(tmp_path_factory):
     """Two saved models, a contrast set and fitted vectors, all by the command line."""
     root = tmp_path_factory.mktemp("world")
     for name, family, size in (("expert", "gpt2", 24), ("target", "llama", 32)):
-        build(family, width=size).save_pretrained(root / name)
-        tiny_tokenizer().save_pretrained(root / name)
+        save(build(family, width=size), root / name)
     rows = [
         {"text": sentence(4, seed=i) + (" w1" if i % 2 else " w2"), "label": i % 2}
         for i in range(48)

@@ -10,9 +10,10 @@ import expertsteer as es
 from expertsteer.cli.evaluate import REPORT
 from expertsteer.demo import checkpoint, world
 from helpers import HARNESS_TASKS
+from helpers.checkpoints import save
 from helpers.command import run
 from helpers.families import build
-from helpers.tiny_tokenizer import sentence, tiny_tokenizer
+from helpers.tiny_tokenizer import sentence
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,7 @@ def files(tmp_path_factory):
     """Two small saved models, a contrast set, tasks, neutral text and fitted vectors."""
     root = tmp_path_factory.mktemp("files")
     for name, family, width in (("expert", "gpt2", 24), ("target", "llama", 32)):
-        build(family, width=width, layers=2).save_pretrained(root / name)
-        tiny_tokenizer().save_pretrained(root / name)
+        save(build(family, width=width, layers=2), root / name)
     rows = [
         {"text": sentence(4, seed=i) + (" w1" if i % 2 else " w2"), "label": i % 2}
         for i in range(40)

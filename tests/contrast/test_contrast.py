@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expertsteer.contrast.contrast_set import ContrastSet, ContrastSetError, Example
+from helpers.command import python
 
 USER = {"role": "user", "content": "2 + 2?"}
 
@@ -276,13 +274,10 @@ def test_keys_and_splits_are_the_same_in_every_process():
         "c = C.from_pairs([(f'yes {i}', f'no {i}') for i in range(20)])\n"
         "print(c.keys[:3], [p.pairs for p in c.split(seed=3)])\n"
     )
-    environment = os.environ | {"PYTHONHASHSEED": "12345"}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+    printed = python("-c", code, PYTHONHASHSEED="12345")
     contrast = numbered(20, pairs=True)
     expected = (contrast.keys[:3], [part.pairs for part in contrast.split(seed=3)])
-    assert ran.stdout.strip() == " ".join(map(str, expected)), ran.stderr
+    assert printed.strip() == " ".join(map(str, expected))
 
 
 def test_a_split_that_cannot_hold_both_labels_says_how_many_are_needed():

@@ -7,8 +7,8 @@ import torch
 
 import expertsteer as es
 from expertsteer.demo import checkpoint
-from expertsteer.evaluation.cost import WAYS, bench
 from expertsteer.evaluation import cost as benching
+from expertsteer.evaluation.cost import WAYS, bench
 from helpers.command import run
 from helpers.families import build
 

@@ -9,7 +9,7 @@ import expertsteer as es
 from expertsteer.evaluation.harness import evaluate_lm_eval, require_tasks
 from expertsteer.evaluation.live_harness import Waiting, live_harness
 from expertsteer.export import lm_eval as exported
-from expertsteer.support.artifact_files import ArtifactError
+from expertsteer.support.reading import ArtifactError
 from helpers import HARNESS_TASKS
 from helpers.families import build
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer

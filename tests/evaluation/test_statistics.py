@@ -183,3 +183,49 @@ def test_one_item_that_moved_is_one_of_two_swaps(change, alternative, p):
     baseline = [1.5, 2.5, 4.0, 5.0]
     values = [*baseline[:3], baseline[3] + change]
     assert paired_test(values, baseline, "permutation", alternative=alternative).p_value == p
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        low_high = bootstrap_interval(generator.normal(0.3, 1.0, 60), resamples=300, seed=seed)
+        hits += low_high.low <= 0.3 <= low_high.high
+    # 95 % of 200 is 190, with a standard deviation of 3; percentile intervals run a little short.
+    assert 178 <= hits <= 199
+
+
+def test_intervals_are_seeded_and_bracket_the_mean():
+    values = torch.rand(40)
+    first, again = bootstrap_interval(values, seed=3), bootstrap_interval(values, seed=3)
+    assert first == again
+    assert first.low < first.mean < first.high
+    assert first.mean == pytest.approx(values.double().mean().item())
+    assert bootstrap_interval([1.0, 1.0, 1.0]) == (1.0, 1.0, 1.0)
+
+
+def test_pairing_takes_out_what_the_items_share():
+    generator = np.random.default_rng(0)
+    difficulty = generator.normal(0, 5, 50)
+    after, before = difficulty + 1 + generator.normal(0, 0.1, 50), difficulty
+    difference = paired_difference(after, before)
+    assert difference.low > 0.9 and difference.high < 1.1
+    assert difference.high - difference.low < 0.1
+    separate = bootstrap_interval(after)
+    assert separate.high - separate.low > 10 * (difference.high - difference.low)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "named"),
+    [
+        ([1.0], {}, "at least two"),
+        ([[1.0, 2.0]], {}, "one dimension"),
+        ([1.0, float("nan")], {}, "1 non-finite"),
+        ([1.0, 2.0], {"confidence": 95}, "confidence"),
+    ],
+)
+def test_values_no_interval_can_be_made_of(values, options, named):
+    with pytest.raises(ValueError, match=named):
+        bootstrap_interval(values, **options)
+    with pytest.raises(ValueError, match="same items"):
+        paired_difference([1.0, 2.0], [1.0])

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 
 import expertsteer as es
 from expertsteer.export.npz import import_npz
+from helpers.checkpoints import save
 from helpers.command import run
 from helpers.folded_models import relative_error
 from helpers.steered_models import llama, logits, tokens, vectors
-from helpers.tiny_tokenizer import tiny_tokenizer
 
 STRENGTH = 0.6
 LLAMA = {"architecture": "LlamaForCausalLM", "num_layers": 4}
@@ -23,8 +23,7 @@ LLAMA = {"architecture": "LlamaForCausalLM", "num_layers": 4}
 def world(tmp_path_factory):
     """A model, vectors for it without layer 0, and some with."""
     root = tmp_path_factory.mktemp("world")
-    llama().save_pretrained(root / "model")
-    tiny_tokenizer().save_pretrained(root / "model")
+    save(llama(), root / "model")
     vectors(layers=(1, 3), target=LLAMA).save_pretrained(root / "vectors")
     vectors(layers=(0, 2)).save_pretrained(root / "first")
     return root

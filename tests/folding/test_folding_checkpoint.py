@@ -4,15 +4,13 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import expertsteer as es
 from expertsteer.folding.families import FOLDABLE, why_not_foldable
 from expertsteer.folding.fold import Fold
 from expertsteer.folding.permanent import CHECKPOINTS, fold_permanently, why_not_permanent
-from helpers.families import (
-    weights_type,
-)
+from helpers.checkpoints import load
+from helpers.families import weights_type
 from helpers.folded_models import (
     CONVERTED_TO,
     VARIANTS,
@@ -30,11 +28,7 @@ IDS = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(5))
 
 def reload(model, folder, **settings):
     model.save_pretrained(folder)
-    loaded, info = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, **settings
-    )
-    assert {kind: list(keys) for kind, keys in info.items() if keys} == {}
-    return loaded.eval()
+    return load(folder, **settings)
 
 
 @pytest.mark.parametrize("case", [*CHECKPOINTS, *VARIANTS])

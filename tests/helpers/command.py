@@ -1,13 +1,21 @@
-"""Run the command line as a user does, within the test's process: starting one takes seconds."""
+"""Run the command line as a user does, within the test's process, or Python in one of its own.
+
+Starting one takes seconds.
+"""
 
 import io
+import os
+import subprocess
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import expertsteer
 from expertsteer.cli import main
+from helpers import ROOT
 
 
 def run(*arguments, stdin=""):
@@ -33,3 +41,13 @@ def run(*arguments, stdin=""):
         except SystemExit as done:
             code = done.code or 0
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def python(*arguments, **environment):
+    """What ``python ARGUMENTS`` prints; it finds the same package, and these helpers."""
+    paths = (Path(expertsteer.__file__).parents[1], ROOT, ROOT / "tests")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | environment
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

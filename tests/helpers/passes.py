@@ -1,4 +1,6 @@
-"""What goes through a model, counted."""
+"""What goes through a model, and what comes out of its layers."""
+
+from contextlib import contextmanager
 
 
 class Seen:
@@ -16,3 +18,23 @@ class Seen:
 
     def __exit__(self, *_):
         self._hook.remove()
+
+
+def hidden_of(output):
+    """A layer's hidden states; in releases of transformers before 5 all layers return tuples."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def outputs_of(layers):
+    """A list that grows by the hidden states ``[batch, tokens, D]`` of each layer that runs."""
+    seen = []
+    handles = [
+        layer.register_forward_hook(lambda module, args, output: seen.append(hidden_of(output)))
+        for layer in layers
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

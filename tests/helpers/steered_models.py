@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import expertsteer as es
 from expertsteer.models.decoder import find_decoder
+from helpers.passes import hidden_of
 
 WIDTH, DEPTH = 32, 4
 
@@ -106,7 +107,7 @@ def hooks_that_choose(model, steering_vectors, choose, strength=1.0):
 
     def hook(delta):
         def add(module, inputs, output):
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden_of(output)
             moved = hidden + delta * choose(hidden).unsqueeze(-1)
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
@@ -132,6 +133,9 @@ def passes_of_one(hidden):
 def longer_passes(hidden):
     """The prompt's tokens, where that is longer than one."""
     return torch.full(hidden.shape[:2], hidden.shape[1] > 1)
+
+
+CHOICES = {"generated": passes_of_one, "prompt": longer_passes}
 
 
 def steps(model, ids, **options):

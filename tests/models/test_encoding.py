@@ -17,8 +17,8 @@ from expertsteer.models.encoding import behind_prompt, encode, text_tokenizer
 from expertsteer.models.scoring import mean_loss
 from expertsteer.states.tokens import token_ids
 from expertsteer.tasks import Generation, MultipleChoice, Perplexity
+from helpers.checkpoints import save
 from helpers.command import run
-from helpers.families import build
 from helpers.tiny_tokenizer import CHAT_TEMPLATE, sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
@@ -34,11 +34,6 @@ def ending_tokenizer(**options):
         single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
     )
     return tokenizer
-
-
-@pytest.fixture
-def model():
-    return build("llama")
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, ending_tokenizer])
@@ -97,8 +92,7 @@ def test_every_way_into_the_package_gives_the_same_tokens(model):
 
 
 def test_the_command_continues_a_rendered_prompt_as_the_plain_one(tmp_path, model):
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save(model, tmp_path / "model")
     es.SteeringVectors({1: torch.ones(32)}, {1: 1.0}).save_pretrained(tmp_path / "vectors")
     told = []
     for prompt in ("w1 w2", "<s> w1 w2"):

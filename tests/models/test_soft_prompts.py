@@ -15,6 +15,7 @@ from expertsteer.models.generation import generate_texts
 from expertsteer.models.identity import identity
 from expertsteer.models.scoring import choice_probabilities, mean_loss
 from helpers.families import WIDTH, build
+from helpers.passes import outputs_of
 from helpers.steered_models import with_plain_hooks
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -86,18 +87,9 @@ def model(request, inner):
 def run(model, text):
     """What a pass over one text gives: logits and layers' outputs ``[L, T, D]``, at the text."""
     ids = torch.tensor([tiny_tokenizer()(text)["input_ids"]])
-    seen = []
-
-    def keep(module, args, output):
-        seen.append(output[0][0] if isinstance(output, tuple) else output[0])
-
-    layers = find_decoder(model).layers
-    handles = [layer.register_forward_hook(keep) for layer in layers]
-    with torch.no_grad():
+    with torch.no_grad(), outputs_of(find_decoder(model).layers) as seen:
         scores = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-    for handle in handles:
-        handle.remove()
-    return scores[model.shown :], torch.stack(seen)[:, model.shown :], ids[0]
+    return scores[model.shown :], torch.stack(seen)[:, 0, model.shown :], ids[0]
 
 
 def test_what_stands_before_a_text_is_seen(model):

@@ -17,7 +17,7 @@ from expertsteer.models.description import describe, hidden_size
 from expertsteer.models.generation import generate_texts
 from expertsteer.models.loading import load
 from expertsteer.models.scoring import mean_loss
-from helpers.families import LAYERS, VOCABULARY, WIDTH, build
+from helpers.families import LAYERS, VOCABULARY, WIDTH
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
@@ -29,11 +29,6 @@ IDS = torch.tensor([[1, 7, 9, 30], [1, 12, 5, 8]])
 
 def vectors():
     return es.SteeringVectors({1: torch.randn(WIDTH)}, {1: 2.0})
-
-
-@pytest.fixture
-def model():
-    return build("llama")
 
 
 @pytest.fixture

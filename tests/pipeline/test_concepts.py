@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import expertsteer as es
+from helpers.checkpoints import save
 from helpers.command import run
 from helpers.families import build
 from helpers.passes import Seen
@@ -158,8 +159,7 @@ def test_two_files_of_one_name_are_refused(folder, models, tmp_path):
 
 def test_the_command_line_fits_a_folder(folder, models, tmp_path):
     for name, model in zip(("expert", "target"), models):
-        model.save_pretrained(tmp_path / name)
-        tiny_tokenizer().save_pretrained(tmp_path / name)
+        save(model, tmp_path / name)
     arguments = ["fit", "--expert", tmp_path / "expert", "--target", tmp_path / "target"]
     arguments += ["--contrast", folder, "--out", tmp_path / "out", "--device", "cpu"]
     arguments += ["--pairs", 2, "--null", 0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import expertsteer as es
+from helpers.checkpoints import save
 from helpers.families import build
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -149,8 +150,7 @@ def test_saved_and_loaded_vectors_steer_alike(contrast, models, tmp_path):
 
 def test_models_by_path_need_no_tokenizer_and_same_seeds_same_vectors(contrast, models, tmp_path):
     for name, model in zip(("expert", "target"), models):
-        model.save_pretrained(tmp_path / name)
-        tiny_tokenizer().save_pretrained(tmp_path / name)
+        save(model, tmp_path / name)
     paths = str(tmp_path / "expert"), str(tmp_path / "target")
     by_path = es.ExpertSteer(pairs=1, progress=False).fit(*paths, contrast, device="cpu")
     _, at_hand = fit(contrast, models, pairs=1)

@@ -11,6 +11,7 @@ import expertsteer as es
 from expertsteer.rfm import streamed
 from expertsteer.rfm.pcg import NotSolvedError
 from expertsteer.rfm.plan import REGIMES
+from helpers.problems import problem
 
 exact_many = settings(max_examples=15, deadline=None, derandomize=True)
 machines = st.builds(
@@ -91,14 +92,8 @@ def test_with_a_median_bandwidth_the_scale_of_states_does_not_matter(data, rfm, 
     same_up_to_ties(rfm, scaled.direction_, rfm.direction_)
 
 
-def problem(n=60, d=20, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    X = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    return X.to(dtype), (X[:, 0] * X[:, 1] + X[:, 2] > 0).to(dtype)
-
-
 def test_a_failed_factorisation_raises_the_ridge_and_says_so():
-    X, y = problem()
+    X, y = problem(dtype=torch.float32)
     X, y = X.repeat(20, 1), y.repeat(20)  # a kernel matrix of rank 60 out of 1200
     rfm = es.RFM(reg=1e-12, iters=1, regime="gram")
     with pytest.warns(RuntimeWarning, match=r"problems \[0\] was not positive definite.*ridge_"):
@@ -120,7 +115,7 @@ def test_a_solver_that_stalls_raises_the_ridge_and_says_so(monkeypatch):
         return solve(tiles, y, reg, rank)
 
     monkeypatch.setattr(streamed, "solve_iteratively", stalls_below_one_percent)
-    X, y = problem()
+    X, y = problem(dtype=torch.float32)
     with pytest.warns(RuntimeWarning, match="not positive definite.*ridge_"):
         rfm = es.RFM(reg=2e-4, iters=1, regime="streamed").fit(X, y)
     assert rfm.ridge_.tolist() == pytest.approx([0.02, 0.02])
@@ -130,7 +125,7 @@ def test_a_solver_that_stalls_raises_the_ridge_and_says_so(monkeypatch):
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_duplicates_and_constant_columns_change_no_rule(regime):
-    X, y = problem(dtype=torch.float64)
+    X, y = problem()
     X, y = X.repeat(2, 1), y.repeat(2)
     X[:, 5] = 7.0
     rfm = es.RFM(regime=regime).fit(X, y)
@@ -163,7 +158,7 @@ def test_two_rows_are_enough_and_point_from_one_to_the_other(regime):
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_one_huge_row_takes_no_digits_from_the_others(regime):
-    X, y = problem(dtype=torch.float64)
+    X, y = problem()
     X[7] *= 1e6
     exact = es.RFM(regime=regime).fit(X, y)
     single = es.RFM(regime=regime).fit(X.float(), y.float())
@@ -176,14 +171,14 @@ def test_one_huge_row_takes_no_digits_from_the_others(regime):
 
 @pytest.mark.parametrize("far", [1e3, 1e4])
 def test_a_far_centre_takes_no_digits(far):
-    X, y = problem()
+    X, y = problem(dtype=torch.float32)
     moved = (X.double() + far).float()
     exact = es.RFM().fit(moved.double(), y.double())
     assert float(es.RFM().fit(moved, y).direction_.double() @ exact.direction_) > 1 - 1e-4
 
 
 def test_data_without_an_answer_is_refused():
-    X, y = problem()
+    X, y = problem(dtype=torch.float32)
     cases = [
         ((X, torch.ones_like(y)), "y is the same in every row"),
         ((X.clone().fill_diagonal_(float("nan")), y), "X must be finite"),
@@ -191,7 +186,7 @@ def test_data_without_an_answer_is_refused():
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             es.RFM().fit(*arguments)
-    X, y = problem()
+    X, y = problem(dtype=torch.float32)
     with pytest.raises(ValueError, match="y must be finite"):
         es.RFM().fit(X, y.masked_fill(y > 0, float("inf")))
     with pytest.raises(ValueError, match="AUC needs both classes"):
@@ -205,7 +200,7 @@ def test_data_without_an_answer_is_refused():
 
 def test_scores_are_what_scikit_learn_says():
     metrics = pytest.importorskip("sklearn.metrics")
-    X, y = problem(dtype=torch.float64)
+    X, y = problem()
     new, target = X[40:], y[40:]
     rfm = es.RFM().fit(X[:40], y[:40])
     outputs = rfm.predict(new)

@@ -19,6 +19,7 @@ from expertsteer.states.shards import Shards
 from expertsteer.states.team import Team
 from expertsteer.support.ranks import Ranks
 from helpers import process_groups
+from helpers.checkpoints import save
 from helpers.families import build
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -129,8 +130,7 @@ def tensor_parallel(folder, path):
 
 
 def test_a_tensor_parallel_model_gives_the_states_of_one(alone, tmp_path):
-    build("llama").save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save(build("llama"), tmp_path / "model")
     with pytest.raises(ValueError, match="needs several processes, came one; start them with"):
         load(tmp_path / "model", device="tensor_parallel")
     for states, seen, stored in process_groups.run(
@@ -212,8 +212,7 @@ def test_shares_are_disjoint_and_complete():
 
 
 def test_torchrun_killed_and_resumed_by_one_process(tmp_path):
-    build("llama").save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save(build("llama"), tmp_path / "model")
     texts = [{"text": sentence(9, seed=i), "label": i % 2} for i in range(1000)]
     path = tmp_path / "contrast.jsonl"
     path.write_text("\n".join(map(json.dumps, texts)))

@@ -8,18 +8,12 @@ from torch import nn
 
 from expertsteer.contrast.contrast_set import ContrastSet
 from expertsteer.states.in_memory import capture
-from helpers.families import LAYERS, VOCABULARY, build
-from helpers.tiny_tokenizer import WORDS, sentence, tiny_tokenizer
+from helpers.contrasts import CONTRAST, TEXTS
+from helpers.families import LAYERS, VOCABULARY
+from helpers.passes import hidden_of
+from helpers.tiny_tokenizer import WORDS, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
-
-TEXTS = [sentence(length, seed) for seed, length in enumerate((3, 9, 1, 6, 12, 2, 8))]
-CONTRAST = ContrastSet.from_texts(TEXTS, [0, 1, 0, 1, 1, 0, 0])
-
-
-@pytest.fixture
-def model():
-    return build("llama")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +63,7 @@ def test_a_state_that_is_not_finite_names_layer_and_example(model):
 
 def test_overflow_in_the_type_asked_for_is_not_finite(model):
     def louder(module, args, output):  # transformers 4 returns tuples
-        (output[0] if isinstance(output, tuple) else output).mul_(1e6)
+        hidden_of(output).mul_(1e6)
 
     model.model.layers[1].register_forward_hook(louder)
     with pytest.raises(ValueError, match="layer 1 gives example .* torch.float16"):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import expertsteer as es
 from expertsteer.states.shards import Shards
+from helpers.checkpoints import save
 from helpers.command import run
 from helpers.families import LAYERS, WIDTH, build
 from helpers.passes import Seen
@@ -244,8 +245,7 @@ def test_arguments_out_of_their_range_are_refused(model, path, tmp_path, options
 
 
 def test_the_command_line_says_what_it_will_take(path, tmp_path):
-    build("llama").save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save(build("llama"), tmp_path / "model")
     arguments = ["capture", "--model", tmp_path / "model", "--device", "cpu", "--out"]
     arguments += [tmp_path / "out", "--contrast", path, "--layers", "2,0"]
     done = run(*arguments)

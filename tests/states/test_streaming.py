@@ -1,6 +1,5 @@
 """Layers from disk: the same values, and never more than a layer in memory."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 import expertsteer as es
+from helpers.command import python
 
 
 @pytest.mark.parametrize("estimator", ["gaussian", "ksg", "renyi2"])
@@ -37,9 +37,7 @@ STREAMED = """
 import sys
 import numpy as np, torch
 import expertsteer as es
-
-def peak():  # of this process: getrusage would start from its parent's
-    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+from helpers.memory import peak
 
 class OnDisk:
     def __init__(self, path):
@@ -78,10 +76,7 @@ def files(tmp_path_factory):
 
 def grown(sources, estimator):
     script = STREAMED.format(sources=sources, layers=LAYERS, examples=EXAMPLES, width=WIDTH)
-    command = [sys.executable, "-c", script, estimator]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return int(python("-c", script, estimator))
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from helpers.steered_models import WIDTH, gpt2, llama, logits, tokens, vectors
+from helpers.steered_models import WIDTH, llama, logits, tokens, vectors
 
 pytestmark = [
     pytest.mark.transformers,
@@ -19,16 +19,6 @@ def fresh_compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-@pytest.fixture(params=["fold", "slot"])
-def mode(request):
-    return request.param
-
-
-@pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
-def model(request):
-    return request.param()
 
 
 def compiled(model):

@@ -9,14 +9,9 @@ from expertsteer.steering.given_positions import POSITIONS
 from expertsteer.steering.positions import token_mask
 from expertsteer.steering.prompt import Prompt
 from helpers.families import FAMILIES, build_or_skip
-from helpers.steered_models import gpt2, llama, logits, tokens, vectors, with_plain_hooks
+from helpers.steered_models import llama, logits, tokens, vectors, with_plain_hooks
 
 pytestmark = pytest.mark.transformers
-
-
-@pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
-def model(request):
-    return request.param()
 
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8}

@@ -5,14 +5,9 @@ import torch
 
 import expertsteer as es
 from expertsteer.models.decoder import find_decoder
-from helpers.steered_models import gpt2, llama, logits, tokens, vectors, with_plain_hooks
+from helpers.steered_models import llama, logits, tokens, vectors, with_plain_hooks
 
 pytestmark = pytest.mark.transformers
-
-
-@pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
-def model(request):
-    return request.param()
 
 
 def hooked(model, function, layers=(1, 2)):

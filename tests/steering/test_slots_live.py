@@ -11,14 +11,9 @@ import torch
 
 import expertsteer as es
 from expertsteer.models.decoder import find_decoder
-from helpers.steered_models import WIDTH, cache_name, gpt2, llama, logits, tokens, vectors
+from helpers.steered_models import WIDTH, cache_name, llama, logits, tokens, vectors
 
 pytestmark = pytest.mark.transformers
-
-
-@pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
-def model(request):
-    return request.param()
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

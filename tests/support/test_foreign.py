@@ -20,6 +20,7 @@ from expertsteer.models.loading import load
 from expertsteer.support.text import SafeConsole, markdown
 from expertsteer.vectors.card import model_card
 from helpers.artefacts import captured, vectors
+from helpers.checkpoints import save
 from helpers.command import run
 from helpers.families import build
 from helpers.mutations import bounded
@@ -47,8 +48,7 @@ def stranger(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on standard input"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     folder, marker = tmp_path / "stranger", tmp_path / "ran"
-    build("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save(build("llama"), folder)
     (folder / "own_code.py").write_text(CODE.format(marker=str(marker)))
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own_model_of_a_stranger", "architectures": ["OwnModel"]}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from expertsteer.export import lm_eval
 from expertsteer.export.npz import export_npz, import_npz
 from expertsteer.support.paths import local_path
 from expertsteer.support.writing import remove_leftovers, replacing
-from helpers import ROOT
 from helpers.artefacts import captured, pairing, states, vectors
-from helpers.command import run
+from helpers.command import python, run
 from helpers.families import build
 
 KILLED = ("vectors", "states", "pairing", "alignment", "shards", "npz", "gguf", "lm-eval", "report",
@@ -31,15 +29,7 @@ def ends(tmp_path_factory):
     if sys.platform != "linux":
         pytest.skip("forks processes and limits their files")
     root = tmp_path_factory.mktemp("killed")
-    paths = os.pathsep.join(map(str, (Path(es.__file__).parents[1], ROOT, ROOT / "tests")))
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.killed", root],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(python("-m", "helpers.killed", root).splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -1,9 +1,6 @@
 """Uploads and downloads against a Hub in this process, and the model card."""
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 
 import expertsteer as es
 from expertsteer.vectors.card import model_card
+from helpers.command import python
 from helpers.fake_hub import serving
 
 # In a process of its own: the Hub's address and the offline switch are read when it is imported.
@@ -43,18 +41,16 @@ for name, revision in (("someone/else", None), ("someone/direction", "gone")):
 
 def test_vectors_travel_over_the_hub_with_revisions(tmp_path):
     with serving() as (hub, address):
-        environment = os.environ | {
-            "HF_ENDPOINT": address,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(tmp_path),
-            "NO_PROXY": "127.0.0.1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-        command = [sys.executable, "-c", ROUND_TRIP]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("neither a folder here nor a Hub repository") == 2
-    assert "revision 'gone'" in done.stdout
+        printed = python(
+            *("-c", ROUND_TRIP),
+            HF_ENDPOINT=address,
+            HF_HUB_OFFLINE="0",
+            HF_HOME=str(tmp_path),
+            NO_PROXY="127.0.0.1",
+            HF_HUB_DISABLE_TELEMETRY="1",
+        )
+    assert printed.count("neither a folder here nor a Hub repository") == 2
+    assert "revision 'gone'" in printed
     assert hub.private == {"someone/direction": True}
     assert "Bearer hf_of_someone" in hub.tokens
     names = {"README.md", "steering_vectors.json", "steering_vectors.safetensors"}

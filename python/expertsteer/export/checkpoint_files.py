@@ -14,7 +14,8 @@ from torch import nn
 
 from ..folding.conversions import CONVERTED, joint_parts
 from ..folding.permanent import OPTIONS
-from ..support.artifact_files import ArtifactError, to_json
+from ..support.artifact_files import to_json
+from ..support.reading import ArtifactError
 from .source import (
     INDEX,
     SourceCheckpoint,

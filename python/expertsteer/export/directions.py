@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ..steering.checks import require_effect, resolved_strength
-from ..support.artifact_files import ArtifactError
 from ..support.numbers import setting
 from ..support.paths import local_path
+from ..support.reading import ArtifactError
 from ..support.writing import made_folder
 from ..vectors.metadata import model_of
 from ..vectors.vectors import SteeringVectors

@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from ..models.decoder import find_decoder, unwrapped
 from ..steering.checks import checked_experts, resolved_strength
-from ..support.artifact_files import ArtifactError
 from ..support.numbers import setting
 from ..support.paths import local_path
-from ..support.reading import reading
+from ..support.reading import ArtifactError, reading
 from ..support.writing import made_folder, replacing
 from ..vectors.vectors import SteeringVectors
 from .archives import checked_archive

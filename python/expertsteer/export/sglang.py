@@ -29,8 +29,9 @@ from typing import Any
 
 import torch
 
-from ..support.artifact_files import ArtifactError, to_json
+from ..support.artifact_files import to_json
 from ..support.paths import folder_or_id, local_path
+from ..support.reading import ArtifactError
 from ..support.writing import appearing, require_new
 from ..vectors.vectors import SteeringVectors
 from . import sglang_hook

@@ -19,11 +19,12 @@ from ..contrast.stream import ContrastStream, Summary, summarised
 from ..contrast.tables import JSON_LINES, PARQUET
 from ..fitting.holdout import LEAST_PER_CLASS
 from ..states.states import StoredStates
-from ..support.artifact_files import ArtifactError, to_json
+from ..support.artifact_files import to_json
 from ..support.names import checked_name
 from ..support.paths import local_path
 from ..support.progress import progress
 from ..support.ranks import Ranks
+from ..support.reading import ArtifactError
 from ..support.telling import about
 from ..support.tensors import integers
 from ..support.writing import made_folder, replacing

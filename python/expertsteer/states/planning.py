@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..support.artifact_files import ArtifactError
 from ..support.numbers import count, size_text
+from ..support.reading import ArtifactError
 from .manifest import MOST_SHARDS, Manifest
 from .shards import MANIFEST, Shards
 

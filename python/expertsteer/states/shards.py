@@ -24,10 +24,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..support.artifact_files import FORMAT_VERSION, ArtifactError, require_kind, to_json
+from ..support.artifact_files import FORMAT_VERSION, require_kind, to_json
 from ..support.digests import digests
 from ..support.paths import local_path
-from ..support.reading import TEXT, checked_field, listed, load_json, read_bytes, reading
+from ..support.reading import (
+    TEXT,
+    ArtifactError,
+    checked_field,
+    listed,
+    load_json,
+    read_bytes,
+    reading,
+)
 from ..support.telling import tell
 from ..support.writing import replacing
 from .manifest import Manifest, read_manifest
