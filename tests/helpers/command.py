@@ -9,11 +9,9 @@ import subprocess
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import expertsteer
 from expertsteer.cli import main
 from helpers import ROOT
 
@@ -44,9 +42,9 @@ def run(*arguments, stdin=""):
 
 
 def python(*arguments, **environment):
-    """What ``python ARGUMENTS`` prints; it finds the same package, and these helpers."""
-    paths = (Path(expertsteer.__file__).parents[1], ROOT, ROOT / "tests")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | environment
+    """What ``python ARGUMENTS`` prints; it finds what this process finds, and these helpers."""
+    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
