@@ -20,7 +20,7 @@ from expertsteer.evaluation.methods import (
 )
 from expertsteer.evaluation.statistics import corrected, paired_test
 from expertsteer.models.scoring import choice_probabilities, mean_loss
-from expertsteer.reporting import comparison_table as report
+from expertsteer.reporting import terminal as report
 from helpers.divergence import one_by_one
 from helpers.families import build
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer

@@ -16,7 +16,7 @@ from rich.console import Console
 import expertsteer
 from expertsteer.evaluation.comparison import Comparison, ComparisonRow
 from expertsteer.evaluation.statistics import Interval
-from expertsteer.reporting.comparison_table import comparison_table
+from expertsteer.reporting.terminal import comparison_table
 from expertsteer.support import numbers
 from expertsteer.support.numbers import fixed, interval, number, p_text, rough, setting, short
 

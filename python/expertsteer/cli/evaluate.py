@@ -128,7 +128,7 @@ def evaluate(
     from ..evaluation.evaluating import evaluate as run
     from ..evaluation.harness import require_tasks
     from ..models.loading import load
-    from ..reporting.comparison_table import print_evaluation
+    from ..reporting.terminal import print_evaluation
     from ..reporting.page import write_report
     from ..reporting.words import finite
     from ..states.in_memory import capture

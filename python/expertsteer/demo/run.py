@@ -24,7 +24,7 @@ from ..evaluation.evaluation import Evaluation
 from ..evaluation.methods import DEFAULT, OWN, SHUFFLED
 from ..models.scoring import mean_loss
 from ..reporting.charts import can_plot, picture
-from ..reporting.comparison_table import comparison_table, skipped_lines, wide_console
+from ..reporting.terminal import comparison_table, skipped_lines, wide_console
 from ..reporting.curve import chosen_points, draw_curve
 from ..reporting.pairs import draw_pairs
 from ..states.in_memory import capture

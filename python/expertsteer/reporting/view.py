@@ -13,7 +13,7 @@ from ..evaluation.evaluation import Answered, Evaluation
 from ..evaluation.statistics import Interval, PairedTest
 from ..support.numbers import count, equals, number, p_value, setting, signed_number, unit
 from ..vectors.controls_table import ControlsTable, controls_table
-from .comparison_table import harness_cells
+from .terminal import harness_cells
 from .tree import tree
 from .words import clean, excerpt, line
 
