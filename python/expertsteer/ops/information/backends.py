@@ -1,7 +1,5 @@
 """Who implements mutual information."""
 
-from __future__ import annotations
-
 from ..backend import Backend, on_triton, plain
 from ..extension import why_not_on_cpu
 from . import gaussian, native, reference

@@ -9,51 +9,27 @@ from ..extension import why_not_on_cpu
 from . import native, reference
 
 
-def _native(call: Callable) -> Backend:
-    return Backend(call, why_not_on_cpu)
-
-
-def _triton(module: str, name: str) -> Backend:
-    return on_triton(f"{__package__}.{module}", name)
+def _backends(
+    definition: Callable, compiled: Callable | None = None, triton: str | None = None
+) -> dict[str, Backend]:
+    """From the fastest on; ``triton`` names the file that has a kernel by the definition's name."""
+    found = {}
+    if triton is not None:
+        found["triton"] = on_triton(f"{__package__}.{triton}", definition.__name__)
+    if compiled is not None:
+        found["native"] = Backend(compiled, why_not_on_cpu)
+    return found | {"reference": plain(definition)}
 
 
 IMPLEMENTATIONS = {
-    "gram": {"native": _native(native.gram), "reference": plain(reference.gram)},
-    "cross_gram": {"native": _native(native.cross_gram), "reference": plain(reference.cross_gram)},
-    "times_transposed": {
-        "native": _native(native.times_transposed),
-        "reference": plain(reference.times_transposed),
-    },
-    "inner": {
-        "triton": _triton("triton_agop", "inner"),
-        "native": _native(native.inner),
-        "reference": plain(reference.inner),
-    },
-    "gradient_rows": {
-        "triton": _triton("triton_agop", "gradient_rows"),
-        "native": _native(native.gradient_rows),
-        "reference": plain(reference.gradient_rows),
-    },
-    "median_distance": {
-        "native": _native(native.median_distance),
-        "reference": plain(reference.median_distance),
-    },
-    "laplace": {
-        "triton": _triton("triton_laplace", "laplace"),
-        "native": _native(native.laplace),
-        "reference": plain(reference.laplace),
-    },
-    "laplace_points": {
-        "triton": _triton("triton_laplace", "laplace_points"),
-        "reference": plain(reference.laplace_points),
-    },
-    "ridge_solve": {
-        "native": _native(native.ridge_solve),
-        "reference": plain(reference.ridge_solve),
-    },
-    "agop": {
-        "triton": _triton("triton_agop", "agop"),
-        "native": _native(native.agop),
-        "reference": plain(reference.agop),
-    },
+    "gram": _backends(reference.gram, native.gram),
+    "cross_gram": _backends(reference.cross_gram, native.cross_gram),
+    "times_transposed": _backends(reference.times_transposed, native.times_transposed),
+    "inner": _backends(reference.inner, native.inner, "triton_agop"),
+    "gradient_rows": _backends(reference.gradient_rows, native.gradient_rows, "triton_agop"),
+    "median_distance": _backends(reference.median_distance, native.median_distance),
+    "laplace": _backends(reference.laplace, native.laplace, "triton_laplace"),
+    "laplace_points": _backends(reference.laplace_points, None, "triton_laplace"),
+    "ridge_solve": _backends(reference.ridge_solve, native.ridge_solve),
+    "agop": _backends(reference.agop, native.agop, "triton_agop"),
 }

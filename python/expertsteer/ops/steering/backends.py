@@ -1,7 +1,5 @@
 """Who implements steering."""
 
-from __future__ import annotations
-
 from .. import extension
 from ..backend import Backend, plain
 from . import native, reference
