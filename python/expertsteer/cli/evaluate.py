@@ -128,8 +128,8 @@ def evaluate(
     from ..evaluation.evaluating import evaluate as run
     from ..evaluation.harness import require_tasks
     from ..models.loading import load
-    from ..reporting.terminal import print_evaluation
     from ..reporting.page import write_report
+    from ..reporting.terminal import print_evaluation
     from ..reporting.words import finite
     from ..states.in_memory import capture
     from ..tasks import load_task

@@ -24,9 +24,9 @@ from ..evaluation.evaluation import Evaluation
 from ..evaluation.methods import DEFAULT, OWN, SHUFFLED
 from ..models.scoring import mean_loss
 from ..reporting.charts import can_plot, picture
-from ..reporting.terminal import comparison_table, skipped_lines, wide_console
 from ..reporting.curve import chosen_points, draw_curve
 from ..reporting.pairs import draw_pairs
+from ..reporting.terminal import comparison_table, skipped_lines, wide_console
 from ..states.in_memory import capture
 from ..support.artifact_files import to_json
 from ..support.numbers import fixed, seconds, setting
@@ -99,7 +99,7 @@ def at_one_price(
     """The demo's comparison with what it was made from, and the questions it was measured on.
 
     Args:
-        methods: some of `baselines.METHODS`, by default all.
+        methods: some of ``METHODS`` of ``evaluation.methods``, by default all.
     """
     (model, tokenizer), contrast, shown = load("target"), contrast_set(), not quiet
     expert = capture(*load("expert"), contrast, progress=shown)

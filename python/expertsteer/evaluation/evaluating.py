@@ -76,8 +76,9 @@ def evaluate(
             these names.
         examples: test items kept, as equally many wins, losses and ties as there are, the first
             of each in the order of the task: not chosen by how much they changed.
-        lm_eval: options of `lm_eval_tasks.evaluate_lm_eval`, ``tasks`` among them: these tasks of
-            lm-evaluation-harness are then measured under the same vectors at the same strength.
+        lm_eval: options of `evaluation.harness.evaluate_lm_eval`, ``tasks`` among them: these
+            tasks of lm-evaluation-harness are then measured under the same vectors at the same
+            strength.
         health: of the fit, json values, kept as it is; by default that which the given vectors
             carry, or what `expertsteer.health` says of the expert's vectors with Procrustes.
         settings: what else should be told of the run, json values, such as the command.

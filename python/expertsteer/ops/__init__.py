@@ -3,10 +3,10 @@
 ``backend="auto"`` takes the fastest proven implementation that serves the tensors; an explicit
 backend that cannot serve them raises `BackendError` with the reason.
 
-A folder per kind of operation: `reference.py` defines, `native.py` and the files of Triton kernels
-are tested against it, `backends.py` lists them and `calls.py` checks what callers hand over. Beside
-the folders stand `choice.py`, `extension.py` (the only import of the compiled module) and what
-several of them share.
+A folder per kind of operation: ``reference.py`` defines, ``native.py`` and the files of Triton
+kernels are tested against it, ``backends.py`` lists them and ``calls.py`` checks what callers hand
+over. Beside the folders stand ``choice.py``, ``extension.py`` (the only import of the compiled
+module) and what several of them share.
 """
 
 from .choice import BACKENDS, BackendError, backends_of, choose, operations

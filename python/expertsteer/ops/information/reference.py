@@ -21,7 +21,7 @@ def gaussian_information(x: Tensor, y: Tensor) -> Tensor:
         x: ``[L_x, n, r_x]`` and y: ``[L_y, n, r_y]``, paired rows, non-singular covariances.
 
     Returns:
-        ``[L_x, L_y]`` in nats, biased upwards (see `expertsteer.pairing.rules.gaussian_bias`).
+        ``[L_x, L_y]`` in nats, biased upwards (see ``pairing.gaussian.gaussian_bias``).
     """
     white_x, white_y = whiten(x), whiten(y)  # columns orthonormal: R = white_x^T white_y
     correlation = torch.einsum("anr,bns->abrs", white_x, white_y)  # [L_x, L_y, r_x, r_y]
