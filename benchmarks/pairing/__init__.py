@@ -1,0 +1,1 @@
+"""Information of all layer pairs, beside the loops people write today."""

@@ -1,0 +1,1 @@
+"""Fits of the Recursive Feature Machine and its kernels, beside their peers."""
