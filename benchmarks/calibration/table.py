@@ -5,39 +5,48 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-RESULT = HERE.parent / "results" / "calibrate_cpu.md"
+from benchmarks import common
+from benchmarks.calibration import bench_calibration
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=common.RESULTS)
+    result = parser.parse_args().out / "calibrate_cpu.md"
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "found.json")
-        command = [sys.executable, "-m", "pytest", "-q", str(HERE / "bench_calibration.py")]
+        command = [sys.executable, "-m", "pytest", "-q", bench_calibration.__file__]
         command += ["--benchmark-only", f"--benchmark-json={found}"]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, cwd=common.ROOT)
         document = json.loads(found.read_text("utf-8"))
-    commit = document["commit_info"]["id"][:7]
-    cpu = document["machine_info"]["cpu"]["brand_raw"]
-    lines = [
-        "# Calibration and controls on a CPU\n",
-        f"`python -m benchmarks.calibration.table`, one thread of {cpu}, commit {commit}, "
-        f"{document['datetime'][:10]}. Medians; a result that misses its budget gets no time. The "
-        "peer bisects one strength at a time from the same start.\n",
-        "| what | seconds | passes over the texts |",
-        "|---|---|---|",
-    ]
-    for bench in sorted(document["benchmarks"], key=lambda b: b["group"]):
+    text = markdown(document["benchmarks"])
+    result.write_text(text, "utf-8")
+    print(text)
+
+
+def markdown(benchmarks: list[dict]) -> str:
+    """Medians in seconds, by group."""
+    rows = []
+    for bench in sorted(benchmarks, key=lambda b: b["group"]):
         passes = bench["extra_info"].get("passes over the texts", "")
         name = bench["name"].removeprefix("bench_").replace("_", " ")
-        lines.append(f"| {name} | {bench['stats']['median']:.2f} | {passes} |")
-    RESULT.write_text("\n".join(lines) + "\n", "utf-8")
-    print(RESULT.read_text("utf-8"))
+        rows.append([name, f"{bench['stats']['median']:.2f}", passes])
+    return f"""\
+# Calibration and controls on a CPU
+
+`python -m benchmarks.calibration.table`, one thread of {common.processor()}, commit \
+{common.commit()}, {common.today()}. Medians; a result that misses its budget gets no time. The \
+peer bisects one strength at a time from the same start.
+
+{common.table(["what", "seconds", "passes over the texts"], rows)}
+"""
 
 
 if __name__ == "__main__":

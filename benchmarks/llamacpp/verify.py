@@ -9,10 +9,7 @@ which is checked too.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,12 +20,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import expertsteer as es
+from benchmarks import common
 from benchmarks.llamacpp.model import write_llama
 from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.gguf import export_gguf
 
-HERE = Path(__file__).resolve().parent
 BOUND = 1e-4  # of the largest logit
+COLUMNS = ("difference", "effect", "one block off")
 
 
 def environment(folder: Path) -> Path:
@@ -81,7 +79,7 @@ def ours(model, ids: list[int], vectors=None, strength: float = 1.0) -> np.ndarr
 def theirs(python: Path, model: Path, ids: list[int], vectors: list[Path]) -> dict[str, np.ndarray]:
     out = model.with_suffix(".npz")
     arguments = [model, out, ",".join(map(str, ids)), *vectors]
-    command = [str(a) for a in (python, HERE / "logits.py", *arguments)]
+    command = [str(a) for a in (python, Path(__file__).with_name("logits.py"), *arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
     if done.returncode:
         raise SystemExit(done.stderr[-4000:])
@@ -165,12 +163,12 @@ def markdown(document: dict) -> str:
         "later.",
     ]
     for part in document["models"]:
+        rows = [
+            [row["case"], *(f"{row[key]:.1e}" if key in row else "" for key in COLUMNS)]
+            for row in part["rows"]
+        ]
         lines += ["", f"## {part['model']}, {part['layers']} layers", ""]
-        lines += ["| case | difference | effect | one block off |", "|---|---|---|---|"]
-        for row in part["rows"]:
-            cells = [f"{row[k]:.1e}" if k in row else "" for k in
-                     ("difference", "effect", "one block off")]  # fmt: skip
-            lines.append(f"| {row['case']} | " + " | ".join(cells) + " |")
+        lines.append(common.table(["case", *COLUMNS], rows))
     where = document["where"]
     lines += ["", ", ".join(f"{key} {value}" for key, value in where.items())]
     return "\n".join(lines) + "\n"
@@ -178,7 +176,7 @@ def markdown(document: dict) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--venv", type=Path, default=HERE.parents[1] / "build" / "llamacpp-venv")
+    parser.add_argument("--venv", type=Path, default=common.ROOT / "build" / "llamacpp-venv")
     parser.add_argument("--model", type=Path, action="append", default=[], help="a Llama's folder")
     parser.add_argument("--results", type=Path, help="also write llamacpp.json and .md here")
     options = parser.parse_args()
@@ -191,19 +189,11 @@ def main() -> int:
     for name, (model, strength) in models.items():
         with tempfile.TemporaryDirectory() as folder:
             parts.append(compare(name, model, python, Path(folder), strength))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True,
-                            capture_output=True).stdout.strip()  # fmt: skip
-    where = {
-        "machine": platform.machine(),
-        "llama-cpp-python": parts[0]["llama_cpp_python"],
-        "torch": torch.__version__,
-        "commit": commit or "unknown",
-        "date": datetime.date.today().isoformat(),
-    }
+    where = common.provenance() | {"llama-cpp-python": parts[0]["llama_cpp_python"]}
     document = {"where": where, "models": parts}
     print(markdown(document))
     if options.results:
-        (options.results / "llamacpp.json").write_text(json.dumps(document, indent=1) + "\n")
+        common.write_json(options.results / "llamacpp.json", document)
         (options.results / "llamacpp.md").write_text(markdown(document))
     rows = [row for part in parts for row in part["rows"]]
     bad = [row["case"] for row in rows if not row["difference"] < BOUND]

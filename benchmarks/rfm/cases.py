@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 import expertsteer as es
 
 ITERS, REG = 5, 1e-3
+GRID = {"bandwidth": (1.0, 10.0, 100.0), "center_grads": (False, True)}  # neural_controllers'
 MEDIAN = {"bandwidth": 1.0, "bandwidth_mode": "median"}
 CONSTANT = {"bandwidth": 10.0, "bandwidth_mode": "constant", "normalize": "max"}
 
@@ -105,46 +104,6 @@ class Plain:
 
     def predict(self, new: Tensor) -> Tensor:
         return torch.exp(-self._distances(new) / self.length) @ self.alpha
-
-
-def gate(X: Tensor, y: Tensor, machine, mode: dict = MEDIAN, iters: int = ITERS) -> dict:
-    """How far ours and a peer's machine are from double precision; no speed without agreement.
-
-    Raises:
-        RuntimeError: our direction or predictions are off. What the peer's are is reported.
-    """
-    new, _ = problem(100, X.shape[1], seed=1)
-    if mode["bandwidth_mode"] == "constant":
-        new = at_distance(new)
-    exact = ours(X.double(), y.double(), mode, iters)
-    own = ours(X, y, mode, iters)
-    truth = exact.predict(new.double())
-    errors = [
-        float((m.predict(new).double().reshape(truth.shape) - truth).abs().max())
-        for m in (own, machine)
-    ]
-    cosine, peer_cosine = (
-        abs(float(m.direction_.double() @ exact.direction_)) for m in (own, machine)
-    )
-    values = exact.directions(2).eigenvalues
-    distinct = float(values[1]) < 0.9 * float(values[0])  # else any mixture is an eigenvector
-    if errors[0] > max(2 * errors[1], 1e-4) or (distinct and cosine < 0.999):
-        raise RuntimeError(
-            f"errors {errors[0]:.1e} (ours) and {errors[1]:.1e}, cosine {cosine:.6f}: no speed is "
-            "reported"
-        )
-    accuracy = {"error": errors[0], "peer_error": errors[1], "cosine": cosine}
-    return accuracy | {"peer_cosine": peer_cosine}
-
-
-def seconds(work, rounds: int = 5, warm: int = 1) -> float:
-    """Median over ``rounds`` calls after ``warm`` more."""
-    taken = []
-    for _ in range(rounds + warm):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return median(taken[warm:])
 
 
 def operations(n: int, d: int, iters: int = ITERS) -> float:

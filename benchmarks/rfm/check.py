@@ -3,8 +3,8 @@
     python -m benchmarks.rfm.check [--slower 1.5]
 
 For the machine that made ``results/rfm_cpu.json``, idle: after any change to the RFM, before it is
-committed. No peer runs, so it takes a minute. Ends with status 1 where a fit has become slower by
-more than that factor; what a fit finds is the tests' business.
+committed. No peer runs, so it takes a minute or two. Ends with status 1 where a fit has become
+slower by more than that factor.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rfm import cases
+from benchmarks.common import RESULTS
+from benchmarks.rfm.gates import own_seconds
 
-STORED = Path(__file__).parents[1] / "results" / "rfm_cpu.json"
+STORED = RESULTS / "rfm_cpu.json"
 LONGEST = 2.0  # seconds of a cell that is still timed
 
 
@@ -32,24 +32,16 @@ def main() -> None:
     for name, cell in json.loads(STORED.read_text()).items():
         if "mode" not in cell or cell["seconds"] > LONGEST:
             continue
-        then, now = cell["seconds"], seconds(cell)
+        size = {key: cell[key] for key in ("n", "d", "outputs", "mode")}
+        then, now = cell["seconds"], own_seconds(**size)
         if now > slower * then:  # once more, as a processor that was idle starts slowly
-            now = min(now, seconds(cell))
+            now = min(now, own_seconds(**size))
         table.add_row(name, f"{then:.4f}", f"{now:.4f}", f"{now / then:.2f}")
         if now > slower * then:
             failed.append(name)
     Console().print(table)
     if failed:
         sys.exit(f"more than {slower:g} times slower than the table: {'; '.join(failed)}")
-
-
-def seconds(cell: dict) -> float:
-    """Median of the cell's own fit, as `table_rfm.py` takes it."""
-    constant = cell["mode"] == "constant"
-    X, y = cases.problem(cell["n"], cell["d"], cell["outputs"])
-    mode = cases.CONSTANT if constant else cases.MEDIAN
-    X = cases.at_distance(X) if constant else X
-    return cases.seconds(lambda: cases.ours(X, y, mode), 9, 2)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import common
+from benchmarks.scaling import counts
 from benchmarks.scaling.check import check_table
 from expertsteer.rfm.plan import plan
 
 GPUS = (1, 8, 64)
-COMPONENTS = 32
-KRYLOV = 16 * (2 * 6 + 1)  # columns that meet every row of a layer: see _projection.py
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,16 @@ def steps(job: Job) -> list[Step]:
     e, t, n = job.expert, job.target, job.examples
     forward = 2 * n * job.tokens
     stored = {m.name: 2 * m.layers * n * m.width for m in (e, t)}  # bytes, bf16
-    layers = sum(m.layers * m.width for m in (e, t))
-    projection = n * layers * (2 * KRYLOV + 2 * COMPONENTS)
-    pairing = 2 * n * e.layers * t.layers * COMPONENTS**2
-    axes = 2 * n * e.width**2 + 10 * e.width**3 if n >= e.width else 2 * n**2 * e.width + 10 * n**3
-    rotation = 2 * n * t.width * (e.width + 2 * t.width) + 20 * t.width**3
+    information = counts.information(n, (e.layers, e.width), (t.layers, t.width))
+    aligned = job.pairs * counts.alignment(n, e.width, t.width)
     chosen = job.pairs * 2 * n * (e.width + t.width)  # bytes
     machine = plan(n, t.width, iters=job.iters, memory_budget=100 << 30)
     calibration = 12 * 2 * t.parameters * job.neutral_tokens
     return [
         Step("capture the expert", forward * e.parameters, "half", stored[e.name]),
         Step("capture the target", forward * t.parameters, "half", stored[t.name]),
-        Step("information of all pairs", projection + pairing, "single", sum(stored.values())),
-        Step("align the chosen pairs", job.pairs * (axes + rotation), "single", chosen, job.pairs),
+        Step("information of all pairs", information, "single", sum(stored.values())),
+        Step("align the chosen pairs", aligned, "single", chosen, job.pairs),
         Step(
             f"fit the directions ({machine.regime})",
             job.pairs * machine.operations[machine.regime],
@@ -126,45 +123,43 @@ def efficiency(workers: int, batches: int, seed: int = 0) -> float:
 
 def tables(job: Job, machine: Machine) -> str:
     """Markdown: time and money per step and number of GPUs, then bytes."""
-    lines = ["| step | operations | " + " | ".join(f"{g} GPU, s" for g in GPUS) + " |"]
-    lines.append("|---" * (2 + len(GPUS)) + "|")
-    total = dict.fromkeys(GPUS, 0.0)
+    rows, total = [], dict.fromkeys(GPUS, 0.0)
     for step in steps(job):
         times = {g: seconds(step, g, machine) for g in GPUS}
         total = {g: total[g] + times[g] for g in GPUS}
-        cells = " | ".join(f"{times[g]:,.0f}" if times[g] >= 1 else f"{times[g]:.2g}" for g in GPUS)
-        lines.append(f"| {step.name} | {step.operations:.1e} | {cells} |")
-    lines.append("| **all** | | " + " | ".join(f"**{total[g]:,.0f}**" for g in GPUS) + " |")
+        cells = (f"{times[g]:,.0f}" if times[g] >= 1 else f"{times[g]:.2g}" for g in GPUS)
+        rows.append([step.name, f"{step.operations:.1e}", *cells])
     hours = {g: g * total[g] / 3600 for g in GPUS}
-    lines.append("| GPU hours | | " + " | ".join(f"{hours[g]:,.1f}" for g in GPUS) + " |")
-    money = " | ".join(f"{hours[g] * machine.price:,.0f}" for g in GPUS)
-    lines.append(f"| money at {machine.price:g} per GPU hour | | {money} |")
-    return "\n".join([*lines, "", *_bytes(job, machine), "", *_balance()])
+    rows.append(["**all**", "", *(f"**{total[g]:,.0f}**" for g in GPUS)])
+    rows.append(["GPU hours", "", *(f"{hours[g]:,.1f}" for g in GPUS)])
+    money = (f"{hours[g] * machine.price:,.0f}" for g in GPUS)
+    rows.append([f"money at {machine.price:g} per GPU hour", "", *money])
+    times = common.table(["step", "operations", *(f"{g} GPU, s" for g in GPUS)], rows)
+    memory = common.table(["what", "bytes"], _bytes(job, machine))
+    balance = common.table(["ranks", "chunks of the file", "busy (simulated)"], _balance())
+    return "\n\n".join([times, memory, balance])
 
 
-def _bytes(job: Job, machine: Machine) -> list[str]:
-    rows = ["| what | bytes |", "|---|---|"]
+def _bytes(job: Job, machine: Machine) -> list[list[str]]:
+    rows = []
     for model in (job.expert, job.target):
         weights = 2 * model.parameters
         fits = -(-weights * 1.15 // machine.memory)
         note = f"{weights / 1e9:,.0f} GB (at least {fits:.0f} GPU each with room for activations)"
-        rows.append(f"| {model.name}: weights in bf16 | {note} |")
+        rows.append([f"{model.name}: weights in bf16", note])
         states = 2 * model.layers * job.examples * model.width
-        rows.append(f"| {model.name}: states on disk, bf16 | {states / 1e9:,.0f} GB |")
+        rows.append([f"{model.name}: states on disk, bf16", f"{states / 1e9:,.0f} GB"])
     layer = 4 * job.examples * (job.expert.width + job.target.width)
-    rows.append(f"| one pair of layers in memory, single precision | {layer / 1e9:,.1f} GB |")
+    rows.append(["one pair of layers in memory, single precision", f"{layer / 1e9:,.1f} GB"])
     machine_plan = plan(job.examples, job.target.width, iters=job.iters, memory_budget=100 << 30)
     for regime, needed in machine_plan.bytes.items():
-        rows.append(f"| directions, {regime} | {needed / 1e9:,.1f} GB |")
-    rows.append(f"| the vectors | {4 * job.pairs * job.target.width / 1e3:,.0f} kB |")
-    return rows
+        rows.append([f"directions, {regime}", f"{needed / 1e9:,.1f} GB"])
+    return [*rows, ["the vectors", f"{4 * job.pairs * job.target.width / 1e3:,.0f} kB"]]
 
 
-def _balance() -> list[str]:
-    rows = ["| ranks | chunks of the file | busy (simulated) |", "|---|---|---|"]
-    for workers, chunks in ((8, 400), (64, 400), (64, 3200)):
-        rows.append(f"| {workers} | {chunks} | {efficiency(workers, chunks):.0%} |")
-    return rows
+def _balance() -> list[list]:
+    pairs = ((8, 400), (64, 400), (64, 3200))
+    return [[workers, chunks, f"{efficiency(workers, chunks):.0%}"] for workers, chunks in pairs]
 
 
 def main(

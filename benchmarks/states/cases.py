@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 import transformers
@@ -16,6 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import expertsteer as es
+from benchmarks import timing
 from expertsteer.models.batches import length_batches, padded
 from expertsteer.models.forward import run_layers
 from expertsteer.states.reader import Reader
@@ -92,7 +88,7 @@ def agree(found, expected):
 
 @torch.no_grad()
 def forward_passes(network, words, texts, part):
-    """Only the model's passes, over the batches that a capture in parts of ``part`` takes."""
+    """Seconds of the model's passes alone, over the batches of a capture in parts of ``part``."""
     reader = Reader(network, words, layers=None, position="last", batch_size=BATCH, dtype=None,
                     max_length=None, decoder_layers=None)  # fmt: skip
     spent = 0.0
@@ -100,92 +96,9 @@ def forward_passes(network, words, texts, part):
         rows, _ = reader.tokens(texts[first : first + part])
         for batch in length_batches(list(map(len, rows)), BATCH):
             ids, mask = padded([rows[i] for i in batch])
-            start = time.perf_counter()
-            run_layers(network, reader._found, ids, mask)
-            spent += time.perf_counter() - start
+            work = partial(run_layers, network, reader._found, ids, mask)
+            spent += timing.once(work)[1]
     return spent
-
-
-MEMORY = """
-import sys, tempfile
-import torch
-from benchmarks.states import cases
-torch.set_num_threads(1)
-kind, rounds = sys.argv[1], 2
-network, words = cases.model(), cases.tokenizer()
-texts = cases.contrast(32, 128, 128)
-def now(name):
-    return int(open("/proc/self/status").read().split(name)[1].split()[0]) / 1024
-def work():
-    if kind == "passes":
-        cases.forward_passes(network, words, texts, 32)
-    elif kind == "ours":
-        with tempfile.TemporaryDirectory() as folder:
-            cases.ours(network, words, texts, folder + "/out")
-    else:
-        cases.plain(network, words, texts, head=kind == "plain")
-work()  # what is made once
-with open("/proc/self/clear_refs", "w") as stream:
-    stream.write("5")  # the peak starts anew
-before = now("VmRSS:")
-work()
-print(now("VmHWM:") - before)
-"""
-
-
-def peak(kind):
-    """MiB that ``"passes"``, ``"plain"``, ``"headless"`` or ``"ours"`` takes beyond the model.
-
-    What is freed goes back to the system at once, so that the peak is what is held.
-    """
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, kind],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        check=True,
-    )
-    return float(done.stdout)
-
-
-RANK = """
-import sys, time
-import torch
-from benchmarks.states import cases
-from expertsteer.support.ranks import ranks_of_torchrun
-threads, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(threads)
-network, words, texts = cases.model(), cases.tokenizer(), cases.contrast(512)
-cases.plain(network, words, texts[:32])
-with ranks_of_torchrun() as ranks:
-    ranks.wait()
-    start = time.perf_counter()
-    stored = cases.ours(network, words, texts, folder)
-    ranks.wait()
-    if ranks.rank == 0:
-        print("seconds", time.perf_counter() - start)
-        torch.save(stored.read().states, folder + "/states.pt")
-"""
-
-
-def by_ranks(size, threads):
-    """Seconds of a capture by ``size`` processes of ``threads`` threads, and its states."""
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "rank.py"
-        script.write_text(RANK)
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-        here = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [sys.executable, *launch, str(script), str(threads), folder + "/out"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"PYTHONPATH": here},
-        )
-        states = torch.load(Path(folder) / "out" / "states.pt")
-        return float(done.stdout.split("seconds")[1]), states
 
 
 def demo_concepts(concepts, examples):
@@ -213,9 +126,8 @@ def made_concepts(concepts, examples, length):
 
 
 def many(sets, expert, target, folder):
-    """Seconds of `fit_concepts`, and the index it makes."""
-    start = time.perf_counter()
-    index = es.fit_concepts(
+    """The index that `fit_concepts` makes."""
+    return es.fit_concepts(
         sets,
         expert[0],
         target[0],
@@ -224,23 +136,14 @@ def many(sets, expert, target, folder):
         expert_tokenizer=expert[1],
         target_tokenizer=target[1],
     )
-    return time.perf_counter() - start, index
 
 
-def unlike_alone(sets, expert, target, folder, some):
-    """What is wrong with the first ``some`` concepts of a run, beside a fit of each alone."""
-    for name in list(sets)[:some]:
-        alone = es.ExpertSteer(health=False, progress=False).fit(
-            expert[0],
-            target[0],
-            sets[name],
-            expert_tokenizer=expert[1],
-            target_tokenizer=target[1],
-        )
-        found = es.SteeringVectors.from_pretrained(Path(folder) / name)
-        if found.layers != alone.layers:
-            return f"{name}: layers {found.layers}, alone {alone.layers}"
-        least = min(float(found.vectors[i] @ alone.vectors[i]) for i in alone.layers)
-        if not least > 0.999:
-            return f"{name}: a cosine of {least:.4f} with the vectors fitted alone"
-    return None
+def alone(contrast, expert, target):
+    """The vectors of one concept, fitted by itself."""
+    return es.ExpertSteer(health=False, progress=False).fit(
+        expert[0],
+        target[0],
+        contrast,
+        expert_tokenizer=expert[1],
+        target_tokenizer=target[1],
+    )

@@ -1,176 +1,129 @@
 """The table of capture and of many concepts: one command, every figure with its check.
 
-    python -m benchmarks.states.table
+    python -m benchmarks.states.table [--only PART ...] [--out FOLDER]
 
-writes ``results/capture_cpu.json`` and ``capture_cpu.md``. A check that fails ends the run before
-a speed is printed.
+writes ``results/capture_cpu.json`` and ``capture_cpu.md``. A gate that stays shut ends the run
+before a speed is printed.
 """
 
-import json
-import platform
-import subprocess
-import sys
-import tempfile
-import time
+import argparse
 import warnings
-from datetime import date
 from pathlib import Path
-from statistics import median
 
 import torch
 
-import expertsteer as es
-from benchmarks.states import cases
-from expertsteer import demo
+from benchmarks import common, timing
+from benchmarks.states import alone
+from benchmarks.states.gates import CAPTURE, CONCEPTS, LOOP, RANKS
 
-RESULTS = Path(__file__).parents[1] / "results"
-TEXTS, ROUNDS = 96, 5
-
-
-def require(right, what):
-    if not right:
-        sys.exit(f"{what}; no figure is reported")
-
-
-def seconds(works):
-    """Median of each over interleaved rounds, after one to warm up."""
-    taken = {name: [] for name in works}
-    for _ in range(ROUNDS + 1):
-        for name, work in works.items():
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
-                work(folder + "/out")
-                taken[name].append(time.perf_counter() - start)
-    return {name: median(times[1:]) for name, times in taken.items()}
+TEXTS, RANKED = 96, 512
+RUNS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes": (2, 1)}
 
 
 def speed():
-    network, words, texts = cases.model(), cases.tokenizer(), cases.contrast(TEXTS)
-    works = {
-        "capture_to": lambda folder: cases.ours(network, words, texts, folder).read().states,
-        "capture": lambda _: es.capture(network, words, texts, progress=False).states,
-        "plain loop": lambda _: cases.plain(network, words, texts),
-        "plain loop, sorted, no head": lambda _: cases.plain(network, words, texts, True, False),
-    }
-    expected = works["plain loop"](None)
-    worst = 0.0
-    for name, work in works.items():
-        with tempfile.TemporaryDirectory() as folder:
-            worst = max(worst, cases.agree(work(folder + "/out"), expected))
-        require(worst < 1e-4, f"{name}: states differ by {worst:.1g}")
-    rates = {name: TEXTS / taken for name, taken in seconds(works).items()}
+    with CAPTURE.checked(count=TEXTS) as case:
+        rates = {
+            name: TEXTS / timing.middle(taken)["median"]
+            for name, taken in timing.interleave(case.works).items()
+        }
+        worst = max(case.errors.values())
     return {"examples per second": rates, "largest relative difference": worst}
 
 
 def memory():
-    peaks = {kind: cases.peak(kind) for kind in ("passes", "plain", "headless", "ours")}
-    return {kind: round(peak - peaks["passes"], 2) for kind, peak in peaks.items()}
+    return {"passes": 0.0} | extra_memory(["plain", "headless", "ours"])
+
+
+def extra_memory(kinds):
+    """MiB beyond the bare passes, once the states agree."""
+    with CAPTURE.checked(**alone.LONG):
+        passes = alone.peak("passes")
+        return {kind: round(max(alone.peak(kind) - passes, 0), 2) for kind in kinds}
 
 
 def ranks():
-    runs = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes": (2, 1)}
-    found = {name: cases.by_ranks(*run) for name, run in runs.items()}
-    first = next(iter(found.values()))[1]
-    for name, (_, states) in found.items():
-        require((states - first).abs().max() < 1e-3, f"{name}: other states")
-    return {name: 512 / taken for name, (taken, _) in found.items()}
+    with RANKS.checked(count=RANKED, runs=RUNS) as case:
+        return case.figures
 
 
-def concepts(sets, expert, target, part):
-    with tempfile.TemporaryDirectory() as folder:  # what is imported and made once
-        cases.many(dict(list(sets.items())[:2]), expert, target, folder)
-    with tempfile.TemporaryDirectory() as folder:
-        total, index = cases.many(sets, expert, target, folder)
-        wrong = cases.unlike_alone(sets, expert, target, folder, 3)
-    require(wrong is None, wrong)
-    require(not index["failed"] and len(index["concepts"]) == len(sets), "concepts are missing")
-    texts = es.ContrastSet(tuple(e for contrast in sets.values() for e in contrast))
-    require(len({e.text for e in texts}) == index["texts"] == len(texts), "texts are shared")
-    passes = sum(cases.forward_passes(*pair, texts, part) for pair in (expert, target))
-    return {"concepts": len(sets), "texts": len(texts), "total s": total, "passes s": passes,
-            "over": total / passes - 1}  # fmt: skip
+def concepts(**size):
+    with CONCEPTS.checked(**size) as case:
+        total = case.first["fit_concepts"]
+        passes = case.works["passes"]()  # the passes themselves, without what lies between
+        figures = {"total s": total, "passes s": passes, "over": total / passes - 1}
+        return case.figures | figures
+
+
+PARTS = {
+    "speed": speed,
+    "memory": memory,
+    "ranks": ranks,
+    "demo pair": lambda: concepts(pair="demo", concepts=200, examples=200, part=1024),
+    "larger pair": lambda: concepts(pair="larger", concepts=200, examples=100),
+}
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=common.RESULTS)
+    given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    made = [
-        (cases.model(4, width, seed), cases.tokenizer()) for width, seed in ((256, 1), (256, 2))
-    ]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    parts = {
-        "speed": speed,
-        "memory": memory,
-        "ranks": ranks,
-        "demo pair": lambda: concepts(
-            cases.demo_concepts(200, 200), demo.load("expert"), demo.load("target"), 1024
-        ),
-        "larger pair": lambda: concepts(cases.made_concepts(200, 100, 64), *made, 64),
-    }
-    found = {
-        "machine": f"{processor()}, 2 cores",
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-        "date": str(date.today()),
-        "command": "python -m benchmarks.states.table",
-    }
-    for name, work in parts.items():
-        start = time.perf_counter()
-        found[name] = work()
-        print(name, found[name], f"[{time.perf_counter() - start:.0f} s]", flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "capture_cpu.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "capture_cpu.md").write_text(markdown(found))
-
-
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    found = common.provenance() | {"command": common.command()}
+    for name in given.only:
+        found[name], taken = timing.once(PARTS[name])
+        print(name, found[name], f"[{taken:.0f} s]", flush=True)
+    common.write_json(given.out / "capture_cpu.json", found)
+    (given.out / "capture_cpu.md").write_text(markdown(found))
 
 
 def markdown(found):
-    """Four tables, each with what was run in its head."""
-    told = ("machine", "torch", "commit", "date", "command")
-    rates, extra = found["speed"]["examples per second"], found["memory"]
+    """Four tables, each with what was run in its head; what was not measured is left out."""
+    told = [f"{n}: {found[n]}  " for n in ("machine", "torch", "commit", "date", "command")]
+    sections = {
+        "speed": speed_table,
+        "memory": memory_table,
+        "ranks": ranks_table,
+        "demo pair": concepts_table,
+    }
+    measured = [table(found) for name, table in sections.items() if name in found]
+    return "\n".join([*told, *(f"\n{title}\n\n{table}\n" for title, table in measured)])
+
+
+def speed_table(found):
+    rates = found["speed"]["examples per second"]
     error = found["speed"]["largest relative difference"]
+    title = (
+        f"{TEXTS} texts of 16 to 128 tokens, 6 layers x 256, one thread; states agree to a "
+        f"relative {error:.1g}"
+    )
+    rows = ([name, f"{r:.1f}", f"{r / rates[LOOP]:.2f}x"] for name, r in rates.items())
+    return title, common.table(["", "examples/s", "of the plain loop"], rows)
+
+
+def memory_table(found):
     names = {"plain": "plain loop", "headless": "plain loop, no head", "ours": "`capture_to`"}
+    rows = ([name, f"{found['memory'][kind]:.2f}"] for kind, name in names.items())
+    title = "Peak memory over 32 texts of 128 tokens, 6 layers x 256"
+    return title, common.table(["", "MiB beyond the bare passes"], rows)
+
+
+def ranks_table(found):
+    title = f"{RANKED} texts on two cores, by processes that torchrun starts (start-up apart)"
+    rows = ([name, f"{rate:.1f}"] for name, rate in found["ranks"].items())
+    return title, common.table(["", "examples/s"], rows)
+
+
+def concepts_table(found):
     pairs = {"demo pair": "demo pair", "larger pair": "4 layers x 256, texts of 64 tokens"}
-    many = (
+    rows = (
         [what, f["concepts"], f["texts"], f"{f['total s']:.1f} s", f"{f['passes s']:.1f} s",
          f"{f['over']:.0%}"]
-        for what, f in ((what, found[name]) for name, what in pairs.items())
+        for what, f in ((what, found[name]) for name, what in pairs.items() if name in found)
     )  # fmt: skip
-    tables = [
-        table(
-            f"{TEXTS} texts of 16 to 128 tokens, 6 layers x 256, one thread; states agree to a "
-            f"relative {error:.1g}",
-            ["", "examples/s", "of the plain loop"],
-            ([n, f"{r:.1f}", f"{r / rates['plain loop']:.2f}x"] for n, r in rates.items()),
-        ),
-        table(
-            "Peak memory over 32 texts of 128 tokens, 6 layers x 256",
-            ["", "MiB beyond the bare passes"],
-            ([name, f"{extra[kind]:.2f}"] for kind, name in names.items()),
-        ),
-        table(
-            "512 texts on two cores, by processes that torchrun starts (start-up apart)",
-            ["", "examples/s"],
-            ([name, f"{rate:.1f}"] for name, rate in found["ranks"].items()),
-        ),
-        table(
-            "Many concepts, all texts different; one thread",
-            ["pair", "concepts", "texts", "total", "forward passes alone", "over"],
-            many,
-        ),
-    ]
-    return "\n".join([f"{name}: {found[name]}  " for name in told] + tables)
-
-
-def table(title, heads, rows):
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(["", title, "", *(f"| {' | '.join(map(str, line))} |" for line in lines), ""])
+    heads = ["pair", "concepts", "texts", "total", "forward passes alone", "over"]
+    return "Many concepts, all texts different; one thread", common.table(heads, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks of injection share: models, vectors, the tools on a live model, the clock.
+"""What the benchmarks of injection share: models, vectors, the tools on a live model.
 
 Nothing here imports expertsteer until one of its tools is asked for, because the peers run this
 file in environments of their own.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-import time
+import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from statistics import median
 from types import FunctionType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ LAYERS = {"0": (), "1": (8,), "all 16": tuple(range(DEPTH))}
 NEW_TOKENS = {(256, 1): 64, (256, 32): 16, (1024, 1): 16, (1024, 32): 8}
 OWN_TOOLS = ("unsteered", "python hook", "fold", "slot")
 BIAS = "bias by hand"
+AGAIN = "unsteered, again"  # other modules on the same weights: what is noise
 TOLERANCE = 1e-4  # of the largest logit, between tools that add in another order
 
 
@@ -185,41 +186,34 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def interleave(
-    calls: dict[str, Callable[[], object]], budget: float, least: int = 5, most: int = 2000
-) -> dict[str, list[float]]:
-    """Seconds of each call in rounds A B C, B C A, C A B, ... until the budget is spent.
+class Steered(NamedTuple):
+    """What a tool must give: nearly what a plain hook gives, and something else than ``unsteered``
+    where that is known. Without ``hooked``, at strength 0, the unsteered result to the bit."""
 
-    A machine that drifts slows all calls of a round down, so ratios within rounds hold. The first
-    round warms up.
-    """
-    names, taken = list(calls), {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    end, rounds = time.perf_counter() + budget, 0
-    while rounds < least or (time.perf_counter() < end and rounds < most):
-        turn = rounds % len(names)
-        for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            calls[name]()
-            taken[name].append(time.perf_counter() - start)
-        rounds += 1
-    return taken
+    hooked: Tensor | None
+    unsteered: Tensor | None = None
 
 
-def middle(values: list[float]) -> dict:
-    """Median with its 95 % interval by order statistics, and the number of rounds."""
-    ordered, n = sorted(values), len(values)
-    reach = int(0.98 * n**0.5) + 1
-    low, high = max(0, n // 2 - reach), min(n - 1, (n - 1) // 2 + reach)
-    return {"median": median(values), "low": ordered[low], "high": ordered[high], "rounds": n}
+def off(found: Tensor, expected: Steered) -> float:
+    """`difference` from the hook's result; infinite where steering changes nothing it should, or
+    anything that it should not."""
+    hooked, unsteered = expected
+    if hooked is None:
+        return 0.0 if torch.equal(found, unsteered) else math.inf
+    if unsteered is not None and difference(found, unsteered) <= 0.01:
+        return math.inf
+    return difference(found, hooked)
 
 
-def ratio(taken: list[float], baseline: list[float]) -> dict:
-    """Paired ratios of the rounds."""
-    return middle([a / b for a, b in zip(taken, baseline)])
+def decoded_off(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Steered]) -> float:
+    """`off` of the logits; infinite where the tokens are others."""
+    same = torch.equal(found[0], expected[0])
+    return off(found[1], expected[1]) if same else math.inf
 
 
-def added(taken: list[float], baseline: list[float], parts: int) -> dict:
-    """Paired differences of the rounds in microseconds, shared out over ``parts``."""
-    return middle([1e6 * (a - b) / parts for a, b in zip(taken, baseline)])
+def decoded(result) -> tuple[Tensor, Tensor]:
+    """Tokens and logits of a ``generate`` called with `FULL`."""
+    return result.sequences, torch.stack(result.logits)
+
+
+FULL = {"return_dict_in_generate": True, "output_logits": True}

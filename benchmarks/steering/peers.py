@@ -18,6 +18,12 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
+from benchmarks import timing
+from benchmarks.steering import cases
+from benchmarks.steering.gates_peers import PEER
+
 TORCH = "torch==2.13.0"
 PEERS = ("repeng", "steering-vectors", "nnsight", "pyvene")
 FOLDER = Path(os.environ.get("EXPERTSTEER_PEERS", Path(tempfile.gettempdir()) / "steering-peers"))
@@ -90,58 +96,34 @@ def pyvene(model, deltas):
 
 def measure(name, widths, batches, budget):
     """One row per case: paired ratios to the unsteered model, or the reason why not."""
-    import torch
-
-    from benchmarks.steering import cases
-
     rows = []
     tool = globals()[name.replace("-", "_")]
     for width in widths:
-        model = cases.llama(width)
         for batch in batches:
             for layers in ("1", "all 16"):
                 case = {"tool": name, "hidden": width, "batch": batch, "layers": layers}
-                deltas = cases.displacements(width, cases.LAYERS[layers])
                 try:
-                    with torch.inference_mode():
-                        rows.append(case | row(tool, model, deltas, width, batch, budget))
+                    rows.append(case | row(tool, width, batch, layers, budget))
                 except Exception as error:  # a peer that fails is a row of the table
                     reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                     rows.append(case | {"failed": reason})
     return rows
 
 
-def row(tool, model, deltas, width, batch, budget):
-    import torch
-
-    from benchmarks.steering import cases
-
-    ids, new = cases.prompt(batch), cases.NEW_TOKENS[width, batch]
-    mine, theirs = cases.twin(model), cases.twin(model)
-    full = {"return_dict_in_generate": True, "output_logits": True}
-    with cases.hooks(mine, deltas), tool(theirs, deltas) as generate:
-        expected = mine.generate(ids, **cases.settings(ids, new), **full)
-        found = generate(ids, **cases.settings(ids, new), **full)
-        error = cases.difference(torch.stack(found.logits), torch.stack(expected.logits))
-        if error > cases.TOLERANCE or not torch.equal(found.sequences, expected.sequences):
-            return {"failed": f"logits differ from a plain hook's by {error:.1e}"}
-        taken = cases.interleave(
-            {
-                "unsteered": lambda: cases.decode(model, ids, new),
-                "python hook": lambda: cases.decode(mine, ids, new),
-                "peer": lambda: generate(ids, **cases.settings(ids, new)),
-            },
-            budget,
-        )
+def row(tool, width, batch, layers, budget):
+    new = cases.NEW_TOKENS[width, batch]
+    steered = len(cases.LAYERS[layers])
+    size = {"width": width, "batch": batch, "layers": layers, "new": new}
+    with PEER.checked(tool=tool, **size) as case:
+        taken = timing.interleave(case.works, budget)
     base = taken["unsteered"]
-    steps = new * cases.DEPTH
     return {
-        "error": error,
-        "unsteered_tokens_per_s": batch * new / cases.middle(base)["median"],
-        "hook_ratio": cases.ratio(taken["python hook"], base),
-        "ratio": cases.ratio(taken["peer"], base),
-        "added_us": cases.added(taken["peer"], base, new * len(deltas)),
-        "layers_and_steps": steps,
+        "error": case.errors["peer"],
+        "unsteered_tokens_per_s": batch * new / timing.middle(base)["median"],
+        "hook_ratio": timing.ratio(taken["python hook"], base),
+        "ratio": timing.ratio(taken["peer"], base),
+        "added_us": timing.added(taken["peer"], base, new * steered),
+        "layers_and_steps": new * cases.DEPTH,
     }
 
 
@@ -166,15 +148,8 @@ def run(name, folder=FOLDER, threads=1, budget=3.0, widths=(256, 1024), timeout=
     python = folder / name / "bin" / "python"
     if not python.exists():
         return {"tool": name, "failed": "not installed"}
-    command = [
-        str(python),
-        "-m",
-        "benchmarks.steering.peers",
-        "work",
-        name,
-        "--threads",
-        str(threads),
-    ]
+    command = [str(python), "-m", "benchmarks.steering.peers", "work", name]
+    command += ["--threads", str(threads)]
     command += ["--widths", *map(str, widths)]
     try:
         done = subprocess.run(
@@ -193,10 +168,6 @@ def run(name, folder=FOLDER, threads=1, budget=3.0, widths=(256, 1024), timeout=
 
 def work(given):
     """Runs in the peer's environment; the last line printed is the result."""
-    import torch
-
-    from benchmarks.steering import cases
-
     torch.set_num_threads(given.threads)
     found = measure(given.name, given.widths, cases.BATCHES, given.budget)
     versions = {p: version(p) for p in (given.name, "torch", "transformers")}

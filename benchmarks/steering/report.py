@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks import common
 from benchmarks.steering import cases
 
 NOTE = """\
@@ -35,16 +36,10 @@ def table(title: str, head: list[str], lines: list[list[str]], where: list[dict]
     text = ["", f"## {title}", ""]
     if not lines:
         return [*text, "not measured"]
-    text += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    text += ["| " + " | ".join(line) + " |" for line in lines]
+    text.append(common.table(head, lines))
     stamps = {tuple(row["provenance"].items()) for row in where if "provenance" in row}
     for stamp in sorted(stamps, key=str):
-        known = dict(stamp)
-        text += [
-            "",
-            f"{known['machine']}, {known['threads']} thread(s), torch {known['torch']}, commit "
-            f"{known['commit']}, {known['date']}",
-        ]
+        text += ["", common.told(dict(stamp))]
     return text
 
 

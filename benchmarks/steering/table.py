@@ -1,24 +1,22 @@
 """The tables of injection: what steering adds to a layer, a step and a whole decode.
 
-    python -m benchmarks.steering.peers install                   # once, for the peers' columns
+    python -m benchmarks.steering.peers install          # once, for the peers' columns
     python -m benchmarks.steering.table [--only PART ...] [--threads 1] [--budget 1.0]
 
 writes ``results/inject_cpu.md`` and ``inject_cpu.json``; parts that are not asked for keep the
-cells they had. A check that fails ends the run before a speed is written.
+cells they had. A gate that stays shut ends the run before a speed is written.
 """
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import warnings
-from datetime import date
 from pathlib import Path
 
 import torch
 
-from benchmarks.steering import cases, compiled, peers, runs
+from benchmarks import common
+from benchmarks.steering import cases, peers, runs
 from benchmarks.steering.report import markdown
 
 SIZES = [(width, batch) for width in cases.WIDTHS for batch in cases.BATCHES]  # --widths changes
@@ -29,7 +27,7 @@ PARTS = {
     "step": lambda s: sum((runs.whole_steps(*size, 15 * s) for size in SIZES), []),
     "decode": lambda s: sum((runs.decodes(*size, 30 * s) for size in SIZES), []),
     "distinct": lambda s: runs.distinct_vectors(256, 10 * s),
-    "compiled": lambda s: sum((compiled.compiled(*size, 12 * s) for size in SIZES), []),
+    "compiled": lambda s: sum((runs.compiled(*size, 12 * s) for size in SIZES), []),
     "peers": lambda s: [
         peers.run(name, threads=torch.get_num_threads(), budget=4 * s, widths=widths())
         for name in peers.PEERS
@@ -41,23 +39,6 @@ def widths() -> list[int]:
     return sorted({width for width, _ in SIZES})
 
 
-def provenance(seconds: float) -> dict:
-    def git(*words):
-        return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
-
-    names = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "machine": names[0].split(":")[1].strip() if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "-s") else ""),
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "budget": seconds,
-    }
-
-
 def stamped(rows: list[dict], stamp: dict) -> list[dict]:
     return [row | {"provenance": stamp} for row in rows]
 
@@ -67,20 +48,21 @@ def main():
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--threads", type=int, default=1, help="of torch: small models want one")
     parser.add_argument("--budget", type=float, default=1.0, help="factor on the time for rounds")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--out", type=Path, default=common.RESULTS)
     parser.add_argument("--widths", type=int, nargs="+", default=cases.WIDTHS)
     given = parser.parse_args()
     SIZES[:] = [size for size in SIZES if size[0] in given.widths]
     torch.set_num_threads(given.threads)
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch's own, when compiling
-    given.out.mkdir(exist_ok=True, parents=True)
     path = given.out / "inject_cpu.json"
     document = json.loads(path.read_text()) if path.exists() else {}
-    stamp = provenance(given.budget)  # before a result is written beside the sources
+    stamp = common.provenance() | {
+        "budget": given.budget
+    }  # before a result is written beside the sources
     for part in given.only:
         print(f"{part} ...", file=sys.stderr, flush=True)
         document[part] = stamped(PARTS[part](given.budget), stamp)
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        common.write_json(path, document)
     text = markdown(document)
     (given.out / "inject_cpu.md").write_text(text)
     print(text)

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import common
 from benchmarks.study.cases import BUDGETS, Lab
 from benchmarks.study.report import write_report
 from benchmarks.study.results import Cell, append, finished
 
-RESULTS = Path(__file__).parents[1] / "results" / "study.jsonl"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "study.md"
+RESULTS = common.RESULTS / "study.jsonl"
+DOCUMENT = common.ROOT / "docs" / "study.md"
 SEEDS = range(1, 11)  # 0 was looked at when the defaults were chosen
 SIZES = (20, 60, 200, 600, 2000)
 PAIR_SIZES = (20, 200)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from benchmarks.common import table
 from benchmarks.study.cases import BUDGETS
 from benchmarks.study.rules import Mean, by_rule, chosen, corrected, rows_of, single, summary
 
@@ -119,7 +120,7 @@ def differences(
         ]
         if set(cells) != {"-"}:
             rows.append([line_title(line), *cells])
-    return markdown([corner, *map(column_title, columns)], rows)
+    return table([corner, *map(column_title, columns)], rows)
 
 
 def shown(m: Mean, signed: bool = False, sure: bool = False) -> str:
@@ -137,8 +138,3 @@ def figure(value: float, signed: bool = False) -> str:
     if float(text) == 0:
         return "0"
     return text.replace("+0.", "+.").replace("-0.", "-.").removeprefix("0")
-
-
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -22,7 +22,7 @@ _CONTEXT.set_forkserver_preload(
     [
         "helpers.process_groups",
         "helpers.tiny_tokenizer",
-        "expertsteer.concepts",
+        "expertsteer.pipeline.concepts",
         "transformers.models.llama.modeling_llama",
     ]
 )
