@@ -23,20 +23,6 @@ def test_a_tree_names_every_folder_in_the_order_of_imports(page):
     assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} & {*FOLDERS} <= {*named}
 
 
-# Named as they will be when every file is in its folder. Empty then, and the check strict.
-NOT_MOVED_YET = {
-    *(f"benchmarks/{name}/table.py" for name in "calibration pairing rfm states steering".split()),
-    "benchmarks/fitting/health_table.py",
-    "benchmarks/rfm/check.py",
-    "benchmarks/steering/bench_injection.py",
-    "csrc/kernels",
-    "python/expertsteer/cli/formats.py",
-    "python/expertsteer/models/decoder.py",
-    *(f"python/expertsteer/folding/{name}.py" for name in "conversions families permanent".split()),
-    *(f"tests/{name}" for name in "export helpers/families.py ops steering".split()),
-}
-
-
 def paths(page):
     """What a page names of this repository: files, folders, modules that it runs, links."""
     text = page.read_text("utf-8")
@@ -50,8 +36,7 @@ def paths(page):
 
 @pytest.mark.parametrize("page", [README, CONTRIBUTING, *PAGES], ids=name_of)
 def test_files_that_are_named_exist(page):
-    missing = {path for path in paths(page) if not (ROOT / path).exists()}
-    assert missing <= NOT_MOVED_YET
+    assert not {path for path in paths(page) if not (ROOT / path).exists()}
 
 
 def test_figures_of_the_readme_stand_in_the_pages_with_all_of_them():

@@ -19,7 +19,7 @@ def number(value: float | None, signed: bool = False) -> str:
         return ("+" if signed else "") + "∞" if value > 0 else MINUS + "∞"
     size = abs(value)
     sign = "+" if signed else ""
-    if 0 < size < 0.001:
+    if 0 < size < 0.01:
         text = f"{value:{sign}.2g}"
     elif size < 10:
         text = f"{value:{sign}.3f}"
