@@ -92,3 +92,32 @@ def test_imports_point_downwards_and_in_no_circle():
     inside = {file: {o for o in others if o in inside} for file, others in inside.items()}
     assert upwards(edges) == []
     assert circles(inside) == []
+
+
+def test_nothing_of_the_package_is_imported_inside_a_function():
+    late = []
+    for file in files():
+        if folder(file) == "cli" or file == "__init__.py":  # `--help`, and names, are quick
+            continue
+        tree = ast.parse((PACKAGE / file).read_text("utf-8"))
+        late += [
+            f"{file}:{node.lineno}"
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef)
+            for node in ast.walk(function)
+            if isinstance(node, ast.ImportFrom) and node.level
+        ]
+    assert late == []
+
+
+def test_an_underscore_means_this_file_only():
+    shared = []
+    for file in files():
+        assert "_" not in {part[0] for part in file.split("/")} or file.endswith(
+            ("__init__.py", "__main__.py")
+        )
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                names = [n.name for n in node.names if n.name.startswith("_") and n.name != "_C"]
+                shared += [f"{file}:{node.lineno} {name}" for name in names]
+    assert shared == []

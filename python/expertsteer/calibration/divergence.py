@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.batches import common_end, length_batches, padded
+from ..models.description import embedded
 from ..models.encoding import encode
 from ..models.forward import evaluating, logits, longest
 from ..support.tensors import as_tensor
@@ -61,8 +62,6 @@ def neutral_texts(
         ValueError: no texts, texts without a tokenizer, none long enough, token ids that the model
             does not embed.
     """
-    from ..models.description import embedded
-
     rows = _token_rows(texts, tokenizer)
     limit = min((n for n in (max_length, longest(model)) if n is not None), default=None)
     if max_length is not None and (type(max_length) is not int or max_length < least):
@@ -125,8 +124,6 @@ class Divergence:
     def __init__(
         self, model: nn.Module, texts: NeutralTexts, measure: str, groups: int, batch_size: int
     ):
-        from ..models.description import embedded
-
         self.model, self.texts, self.measure = model, texts, measure
         self.passes = self.sweeps = 0
         lengths = list(map(len, texts.rows))

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..contrast.contrast_set import ContrastSet
+from ..models import loading as models
 from . import world
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ..contrast.contrast_set import ContrastSet
 
 __all__ = ["CHECKPOINTS", "checkpoint", "contrast_set", "load", "world"]
 
@@ -36,13 +36,9 @@ def load(name: str) -> tuple[nn.Module, Any]:
     """A bundled model in single precision, in evaluation mode, and its tokenizer."""
     import torch
 
-    from ..models import loading as models
-
     return models.load(checkpoint(name), device="cpu", dtype=torch.float32)
 
 
 def contrast_set(n: int = 400, seed: int = 0) -> ContrastSet:
     """``n`` texts, the specialist's dialect (label 1) against the other (label 0), in pairs."""
-    from ..contrast.contrast_set import ContrastSet
-
     return ContrastSet.from_texts(*world.contrast_texts(n, seed))

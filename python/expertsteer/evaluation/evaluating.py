@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from ..calibration.calibrating import BudgetError
+from ..rfm import RFM
+from ..states.states import Captured
 from ..support.numbers import setting
+from ..tasks import Perplexity, Task, TaskOnModel
 from ..vectors.vectors import SteeringVectors
-
-if TYPE_CHECKING:
-    from ..rfm import RFM
-    from ..states.states import Captured
-    from ..tasks import Task, TaskOnModel
-    from .comparing import Compared
-    from .evaluation import Evaluation
+from .beside import (
+    answered_items,
+    fit_health,
+    harness_rows,
+    measured_pairing,
+    neutral_price,
+    perplexities,
+)
+from .comparing import Compared, compared
+from .comparison import PROMPT
+from .curves import strength_curves
+from .evaluation import Evaluation
+from .harness import require_tasks
+from .methods import DEFAULT, METHODS, OWN
+from .provenance import neutral_excluded, provenance
 
 GIVEN = "given vectors"
 EXAMPLES = 30
@@ -90,21 +102,6 @@ def evaluate(
         ValueError: no strength of the method meets the budget, a task that does not fit the model
             (`TaskError`, by file and line), or what `compare` raises.
     """
-    from ..tasks import Perplexity, Task
-    from .beside import (
-        answered_items,
-        fit_health,
-        harness_rows,
-        measured_pairing,
-        neutral_price,
-        perplexities,
-    )
-    from .comparing import compared
-    from .curves import strength_curves
-    from .evaluation import Evaluation
-    from .harness import require_tasks
-    from .provenance import neutral_excluded, provenance
-
     if type(examples) is not int or examples < 0:
         raise ValueError(f"examples must be a whole number from 0 on, came {examples!r}")
     named = {GIVEN: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors or {})
@@ -165,9 +162,6 @@ def evaluate(
 
 
 def _method(made: Compared, wanted: str | None, given: Mapping[str, SteeringVectors]) -> str:
-    from ..calibration.calibrating import BudgetError
-    from .methods import DEFAULT, OWN
-
     rows = [row.name for row in made.comparison.rows if row.against]
     skipped = made.comparison.skipped
     for name in (*given, DEFAULT, *OWN, *rows) if wanted is None else (wanted,):
@@ -182,9 +176,6 @@ def _method(made: Compared, wanted: str | None, given: Mapping[str, SteeringVect
 
 def _require_known(method: str | None, curves: Any, given: Mapping[str, SteeringVectors]) -> None:
     """Names that no row can have, before anything is measured."""
-    from .comparison import PROMPT
-    from .methods import METHODS
-
     known = (*given, *METHODS, PROMPT)
     if method is not None and method not in known:
         raise ValueError(f"method must be one of {known}, came {method!r}")

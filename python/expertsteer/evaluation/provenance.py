@@ -6,17 +6,16 @@ import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from ..models.description import describe
+from ..states.states import Captured
 from ..support.versions import package_versions
+from ..tasks import Task, TaskOnModel
 from ..vectors.vectors import SteeringVectors
-
-if TYPE_CHECKING:
-    from ..states.states import Captured
-    from ..tasks import Task, TaskOnModel
-    from .comparing import Compared
+from .comparing import Compared
 
 
 def neutral_excluded(made: Compared) -> dict[str, int]:
@@ -38,8 +37,6 @@ def provenance(
     made: Compared,
 ) -> dict[str, Any]:
     """Where everything came from, json values."""
-    from ..models.description import describe
-
     equal_price, fitting = made.equal_price, made.fitting
     effects = sum(len(p.effects) for p in fitting.pairings.values())
     capture = expert if target is None else target

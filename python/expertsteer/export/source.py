@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.loading import could_be_hub_id, require_no_remote_code
 from ..support.paths import folder_or_id, local_path
 from ..support.reading import (
     NUMBER,
@@ -164,8 +165,6 @@ def model_of_config(
     """
     import transformers
 
-    from ..models.loading import require_no_remote_code
-
     source = folder_or_id(source, "model")
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -248,9 +247,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _downloaded(name: str, revision: str | None) -> Path:
-    from ..models.loading import _could_be_hub_id
-
-    if not _could_be_hub_id(name):
+    if not could_be_hub_id(name):
         raise ValueError(
             f"model {name!r}: there is no folder of that name, and it is no Hub id (owner/name)"
         )

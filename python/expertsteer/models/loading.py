@@ -108,7 +108,7 @@ def _from_pretrained(factory: str, kind: str, name: str | os.PathLike, **options
         raise ValueError(f"{kind} must be a path or Hub id, came {type(name).__name__}")
     path = folder_or_id(name, kind)
     wanted = f"{kind} {str(name)!r} cannot be loaded"
-    if not os.path.isdir(path) and not _could_be_hub_id(name):
+    if not os.path.isdir(path) and not could_be_hub_id(name):
         raise ValueError(
             f"{wanted}: there is no folder of that name, and it is no Hub id (owner/name); "
             "check the path, or give the id of a model on the Hub"
@@ -141,7 +141,7 @@ def require_bool(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False, came {value!r}")
 
 
-def _could_be_hub_id(name: str | os.PathLike) -> bool:
+def could_be_hub_id(name: str | os.PathLike) -> bool:
     parts = name.split("/") if isinstance(name, str) else ()
     return 0 < len(parts) <= 2 and all(p and p[0] not in ".~-" and "\\" not in p for p in parts)
 

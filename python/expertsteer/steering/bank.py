@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.steering.reference import inverse_norms
 from ..support.arguments import finite_number
 from ..support.numbers import setting, short
 from ..vectors.vectors import SteeringVectors
@@ -237,8 +238,6 @@ class Bank:
         self._replaced = [old for old, _ in moved.values()]
 
     def _contents(self, layer: int, wide: torch.dtype) -> Buffers:
-        from ..ops.steering.reference import inverse_norms
-
         table = torch.zeros(len(self.experts) + 1, self.width, dtype=wide, device="cpu")
         for row, vectors in enumerate(self.experts.values(), start=1):
             if layer in vectors.vectors:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..folding.families import last_linear, why_not_foldable
 from ..models.decoder import find_decoder
+from ..models.description import describe, hidden_size
 from ..ops import STEER_OPERATIONS
 from ..support.arguments import finite_number
 from ..support.tensors import as_tensor, require_constants
@@ -183,8 +184,6 @@ def resolved_strength(strength: Any, experts: Mapping[Any, SteeringVectors], ope
 
 
 def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_model: bool) -> None:
-    from ..models.description import describe, hidden_size
-
     depth = len(decoder.layers)
     for layer in vectors.layers:
         if layer >= depth:

@@ -110,7 +110,7 @@ def _chosen(
         if isinstance(positions, Tensor):
             chosen = _of_mask(positions, place - virtual, prompt, shape)
         else:
-            chosen = _of_function(positions, place - virtual, inputs, shape)
+            chosen = of_function(positions, place - virtual, inputs, shape)
     elif known is None:
         chosen = _outside_generate(positions, valid, place, offset, shape, inputs)
     else:
@@ -190,7 +190,7 @@ def _of_mask(mask: Tensor, place: Tensor, prompt: Prompt, shape: tuple) -> Tenso
     return mask[:, place.clamp(min=0, max=mask.shape[1] - 1)] & inside
 
 
-def _of_function(function: Callable, place: Tensor, inputs: Mapping, shape: tuple) -> Tensor:
+def of_function(function: Callable, place: Tensor, inputs: Mapping, shape: tuple) -> Tensor:
     chosen = function(place, inputs)
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..folding.permanent import fold_permanently, why_not_permanent
 from ..models.decoder import find_decoder, require_one_copy, unwrapped
 from ..models.stand_ins import steerings_of
 from ..vectors.vectors import SteeringVectors
@@ -228,8 +229,6 @@ class Steering(Changeable):
             ValueError: with the reason, where the family cannot carry it or what is set is not one
                 constant vector per layer at all positions. The steering stays then.
         """
-        from ..folding.permanent import fold_permanently, why_not_permanent
-
         path = self.decoder.layers_path
         with self._changing():
             added = SteeringVectors({i: self.bank.displacement(i) for i in self.bank.layers})

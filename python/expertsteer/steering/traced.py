@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.caches import counted_tokens, find_cache
 from .given_positions import POSITIONS, Positions, require_copies
-from .positions import _of_function
+from .positions import of_function
 
 _MODE, _PROMPT_LENGTH, _PADDING, _START = range(4)
 _UNKNOWN = -1
@@ -138,7 +138,7 @@ class TracedPositions:
             inside = place < given.shape[1]
             return given.gather(1, place.clamp(max=given.shape[1] - 1)) & inside & valid
         if self.given is not None:
-            return _of_function(self.given, place[0], inputs, tuple(place.shape)) & valid
+            return of_function(self.given, place[0], inputs, tuple(place.shape)) & valid
         if cache is None and not inputs.get("use_cache"):
             start = torch.full_like(start, _UNKNOWN)
         return _by_mode(mode, end, start, place, count, valid) & valid
