@@ -17,7 +17,8 @@ from expertsteer.export.gguf import import_gguf
 from expertsteer.export.npz import import_npz
 from expertsteer.export.tensor_files import read_header
 from expertsteer.models.loading import load
-from expertsteer.support.text import SafeConsole, markdown
+from expertsteer.support.console import SafeConsole
+from expertsteer.support.text import markdown
 from expertsteer.vectors.card import model_card
 from helpers.artefacts import captured, vectors
 from helpers.checkpoints import save

@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from ..support.text import SafeConsole
+from ..support.console import SafeConsole
 from .bench import bench
 from .capture import capture
 from .demo import demo

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ..support.console import SafeConsole
 from ..support.numbers import count, interval
-from ..support.text import SafeConsole
 from .options import (
     Device,
     Dtype,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..support.console import SafeConsole
 from ..support.numbers import count as thousands
-from ..support.text import SafeConsole
 from .options import (
     BatchSize,
     Columns,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..support.text import SafeConsole
+from ..support.console import SafeConsole
 from .options import Json, Seed, print_json
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..support.console import SafeConsole
 from ..support.paths import local_path
-from ..support.text import SafeConsole
 from .options import (
     Device,
     Dtype,

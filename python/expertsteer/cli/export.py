@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..support.console import SafeConsole
 from ..support.paths import folder_or_id, local_path
-from ..support.text import SafeConsole
 from .formats import WRITERS, Asked, Format
 from .options import (
     CheckModel,

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from ..support.console import SafeConsole
 from ..support.numbers import count
 from ..support.paths import local_path
-from ..support.text import SafeConsole
 from ..support.writing import made_folder
 from .options import (
     BatchSize,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..support.text import SafeConsole
+from ..support.console import SafeConsole
 from .options import (
     CheckModel,
     Device,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..support.console import SafeConsole
 from ..support.paths import local_path
-from ..support.text import SafeConsole
 from .options import Json, show
 
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..support.console import SafeConsole
 from ..support.paths import local_path
 from ..support.reading import ArtifactError, read_text
-from ..support.text import SafeConsole, json_line
+from ..support.text import json_line
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one json document instead of text.")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -106,10 +106,16 @@ class Choice:
         square = torch.zeros(size, size, dtype=cost.dtype, device="cpu")
         square[:rows, :columns] = torch.where(allowed, cost, barred)
         square[rows:, columns:] = barred
-        pairs = zip(*(indices.tolist() for indices in linear_sum_assignment(square.numpy())))
+        pairs = zip(*(indices.tolist() for indices in _assignment(square)))
         return [(e, t) for e, t in pairs if e < rows and t < columns]
 
 
 def _largest_matching(allowed: Tensor) -> int:
-    rows, columns = linear_sum_assignment(~allowed.numpy())
+    rows, columns = _assignment(~allowed)
     return int(allowed[rows, columns].sum())
+
+
+def _assignment(cost: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(cost.numpy())

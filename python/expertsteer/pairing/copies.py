@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 NEAR = 1e-2  # rows closer than this share of a typical distance count as one
@@ -33,6 +31,9 @@ def copies(states: Tensor, most_rows: int = MOST_ROWS, seed: int = 0) -> tuple[f
 
 def _groups(states: Tensor) -> np.ndarray:
     """For each row the number of its group, counted from 0."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     centred = (states - states.mean(dim=0)).float()
     # From the mean, not from one another: were most rows copies, most distances would be none.
     typical = 2**0.5 * centred.norm(dim=1).median()

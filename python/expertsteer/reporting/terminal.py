@@ -10,8 +10,8 @@ from rich.table import Table
 
 from ..evaluation.comparison import UNSTEERED, Comparison
 from ..evaluation.evaluation import Evaluation
+from ..support.console import SafeConsole
 from ..support.numbers import NONE, number, p_value, seconds, signed_number, with_error
-from ..support.text import SafeConsole
 from ..vectors.controls_table import PLAIN, controls_table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 METRICS = ("auc", "accuracy", "mse")
@@ -15,6 +14,8 @@ def auc(scores: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: a row of ``labels`` (positive above 0.5) holds one class only.
     """
+    from scipy.stats import rankdata
+
     positive = (labels > 0.5).double().cpu()
     ranks = torch.from_numpy(rankdata(scores.cpu().numpy(), axis=-1))
     count = positive.sum(dim=-1)

@@ -6,12 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-
 # What no text should hold: half a surrogate pair cannot be encoded, most control characters are
 # not allowed in HTML, escaped or not, and a terminal obeys them; the last ones turn text around.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
 )
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#|!~&$])")
@@ -19,7 +16,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#|!~&$])")
 
 def clean(text: Any) -> str:
     """The text with what cannot be written or shown replaced by U+FFFD; lines and tabs stay."""
-    return _UNPRINTABLE.sub("\ufffd", str(text).replace("\r\n", "\n").replace("\r", "\n"))
+    return UNPRINTABLE.sub("\ufffd", str(text).replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def line(text: Any, limit: int = 120) -> str:
@@ -49,21 +46,3 @@ def code(text: Any) -> str:
 def json_line(text: str) -> str:
     """Json for a terminal: the control characters that json lets stand are escaped, too."""
     return re.sub(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda m: f"\\u{ord(m[0]):04x}", text)
-
-
-class SafeConsole(Console):
-    """A console that shows text as it is: no markup in it, and no control character from it.
-
-    Everything that a command prints goes through one, so that a name from a file cannot colour,
-    move or clear a terminal.
-    """
-
-    def __init__(self, **options: Any):
-        super().__init__(**{"markup": False, "highlight": False, "emoji": False} | options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None):
-        for segment in super().render(renderable, options):
-            if segment.control or not _UNPRINTABLE.search(segment.text):
-                yield segment
-            else:
-                yield Segment(clean(segment.text), segment.style)
