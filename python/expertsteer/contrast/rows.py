@@ -27,7 +27,12 @@ class Record(NamedTuple):
 
 
 class ContrastSetError(RowsError):
-    """A contrast set cannot be made, or split, from what was given."""
+    """A contrast set cannot be made, or split, from what was given.
+
+    Attributes:
+        problems: ``(where, reason)`` for every malformed row, all of them (the message lists
+            the first 20); empty when the set as a whole is at fault.
+    """
 
 
 def collect(source: str, rows: Iterable[tuple[str, Any]]) -> list[Record]:

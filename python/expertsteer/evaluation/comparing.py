@@ -91,7 +91,7 @@ def compare(
             one is kept for the reported divergence.
         tokenizer: needed for texts and prompts.
         budget, measure: see `calibrate`.
-        methods: some of ``methods.METHODS``, by default all that can be fitted.
+        methods: some of ``evaluation.methods.METHODS``, by default all that can be fitted.
         vectors: vectors at hand by name, as methods beside the fitted ones. Random directions
             have their layers, norms and scales where no capture of the target is given.
         random: how many random directions, at least 1.

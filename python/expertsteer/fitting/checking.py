@@ -40,7 +40,7 @@ def health(
     and a direction is fitted on every half, as one batch per expert layer. A half costs between a
     quarter and an eighth of a fit on all rows, so four cuts cost one or two fits; beside it, the
     aligner is fitted once more per pair, with its own settings (``solver="adam"`` trains again).
-    Thresholds, and what they were derived from, stand in ``thresholds.py`` beside this file.
+    Thresholds, and what they were derived from, stand in ``expertsteer/fitting/thresholds.py``.
 
     Args:
         information: of the layers, with its null (``mutual_information(..., null=20)``). By

@@ -139,7 +139,8 @@ class StoredStates:
     """A capture whose states stay on disk, for `mutual_information`, `align` and `fit_vectors`.
 
     Attributes:
-        files: the tensor files, one or many.
+        files: the tensor files, one or many, with the examples in each (``files.counts``).
+        paths: of these files.
         shape: ``(L, N, D)``; dtype: of the states.
         layers: decoder-layer indices, one per layer of the files.
         position, model: as in `HiddenStates`.

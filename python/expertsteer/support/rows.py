@@ -12,12 +12,7 @@ _LISTED = 20
 
 
 class RowsError(InputError):
-    """Something cannot be made of rows.
-
-    Attributes:
-        problems: ``(where, reason)`` for every row that cannot be used, all of them (the message
-            lists the first 20); empty when the rows as a whole are at fault.
-    """
+    """Something cannot be made of rows, each of ``problems`` at fault; see the kinds of it."""
 
     def __init__(self, message: str, problems: Sequence[tuple[str, str]] = ()):
         self.problems = tuple(problems)

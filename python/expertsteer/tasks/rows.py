@@ -21,7 +21,12 @@ SPLITS = ("validation", "test")
 
 
 class TaskError(RowsError):
-    """A task cannot be made, or measured, from what was given."""
+    """A task cannot be made, or measured, from what was given.
+
+    Attributes:
+        problems: ``(where, reason)`` for every unusable row, all of them (the message lists the
+            first 20); empty when the task as a whole is at fault.
+    """
 
 
 @dataclass(frozen=True)
