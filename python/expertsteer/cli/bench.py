@@ -56,11 +56,7 @@ def bench(
     dtype = torch_dtype(dtype)
     loaded = None if vectors is None else SteeringVectors.from_pretrained(vectors)
     network, _ = load(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     options = {"batch": batch, "prompt": prompt, "tokens": tokens, "rounds": rounds, "seed": seed}
     costs = run(

@@ -93,8 +93,7 @@ def import_vectors(
     file: Annotated[Path, typer.Argument(help="Control vector (.gguf) or archive (.npz).")],
     out: Annotated[Path, typer.Option(help="Folder for the steering vectors.")],
     layer_convention: Annotated[
-        Convention,
-        typer.Option(help="Whether the file's 0 or its 1 is the first block (gguf)."),
+        Convention, typer.Option(help="Whether the file's 0 or its 1 is the first block (gguf).")
     ] = Convention.zero_based,
     as_json: Json = False,
 ) -> None:

@@ -67,11 +67,7 @@ def generate(
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
     dtype, amount = torch_dtype(dtype), _strength(strength, loaded)
     network, tokenizer = load(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     sampling: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
     if temperature > 0:

@@ -275,11 +275,7 @@ def _is_there(out: Path, concept: Concept, made: str) -> bool:
 
 
 def _write_index(
-    out: Path,
-    concepts: list[Concept],
-    failed: dict[str, str],
-    texts: _Texts,
-    captured: tuple,
+    out: Path, concepts: list[Concept], failed: dict[str, str], texts: _Texts, captured: tuple
 ) -> dict[str, Any]:
     index = {
         "format": "expertsteer.concepts",

@@ -174,11 +174,7 @@ def _settled(paths: tuple[Path, ...], attempt: Callable[[], Read]) -> Read:
 
 
 def _agreed(
-    path: Path,
-    kind: str,
-    metadata: dict[str, str],
-    header: bytes | None,
-    sha256: Callable[[], str],
+    path: Path, kind: str, metadata: dict[str, str], header: bytes | None, sha256: Callable[[], str]
 ) -> dict[str, Any]:
     """The document of an artefact, after its file and the json beside it said the same."""
     text, beside = metadata.get(_DOCUMENT), path.with_suffix(".json")

@@ -16,11 +16,7 @@ def described(
     partner, figures = _partners(metadata)
     layers = []
     for layer, vector in vectors.items():
-        entry = {
-            "layer": layer,
-            "norm": float(vector.double().norm()),
-            "scale": scales[layer],
-        }
+        entry = {"layer": layer, "norm": float(vector.double().norm()), "scale": scales[layer]}
         if layer in partner:
             row, pair = partner[layer]
             entry |= {"expert_layer": pair["expert_layer"], "nats": pair["nats"]}
