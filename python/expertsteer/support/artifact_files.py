@@ -32,7 +32,7 @@ from safetensors.torch import load, save_file
 from .digests import digests, require_equal
 from .paths import local_path
 from .reading import OBJECT, ArtifactError, checked_field, load_json, optional, read_bytes, reading
-from .writing import replacing, saving_into
+from .writing import replacing, saving_into, write_text
 
 FORMAT_VERSION = 1
 _TRIES = 100  # of a reader beside writers that never rest
@@ -85,8 +85,7 @@ def write_artifact(
             metadata[_REPLACES] = _digest(header_path.read_bytes())
         with replacing(tensor_path) as temporary:
             save_file(owned, temporary, metadata=metadata)
-        with replacing(header_path) as temporary:
-            temporary.write_text(text + "\n", "utf-8")
+        write_text(header_path, text + "\n")
     return folder
 
 
