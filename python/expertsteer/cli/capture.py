@@ -91,7 +91,6 @@ def _show(stored, out: Path, as_json: bool) -> None:
         )
         return
     SafeConsole(soft_wrap=True).print(
-        f"{out}: {thousands(examples)} examples x {count} layers x {width}, "
-        f"{len(stored.paths)} shard(s); "
-        f"expertsteer.HiddenStates.open({str(out)!r}) reads them"
+        f"{out}: {thousands(examples)} examples x {count} layers x {width}, {len(stored.paths)} "
+        f"shard(s); expertsteer.HiddenStates.open({str(out)!r}) reads them"
     )
