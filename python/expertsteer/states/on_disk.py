@@ -84,14 +84,7 @@ def capture_to(
     folder, ranks = local_path(folder, "folder"), Ranks.here()
     team = Team.of(model, ranks)
     reader = Reader(
-        model,
-        tokenizer,
-        layers=layers,
-        position=position,
-        batch_size=batch_size,
-        dtype=dtype,
-        max_length=max_length,
-        decoder_layers=decoder_layers,
+        model, tokenizer, layers, position, batch_size, dtype, max_length, decoder_layers
     )
     source = _source(contrast)
     with ExitStack() as held:
