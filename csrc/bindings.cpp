@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "kernels/gaussian.h"
 #include "kernels/ksg.h"
@@ -102,80 +103,58 @@ void ksg_counts(Tensor x, Tensor y, Tensor n_x, Tensor n_y, int k, int variant, 
   ksg_counts_cpu(args, threads);
 }
 
-// The passes of rfm.h in one type of the elements.
 template <typename T>
-struct Rfm {
-  static T* square(const char* name, Tensor matrix, std::int64_t n) {
-    return checked(name, matrix.ptr(), kind<T>(), {n, n}).template at<T>();
-  }
+T* elements(const char* name, Tensor tensor, std::initializer_list<std::int64_t> sizes) {
+  return checked(name, tensor.ptr(), kind<T>(), sizes).template at<T>();
+}
 
-  static double median_distance(Tensor gram, std::int64_t n, int threads) {
-    const T* matrix = square("gram", gram, n);
-    py::gil_scoped_release release;
-    return expertsteer::median_distance(matrix, n, threads);
-  }
-
-  static void laplace(Tensor gram, std::int64_t n, double bandwidth, double eps, Tensor kernel,
-                      Tensor weights, int threads) {
-    const T* matrix = square("gram", gram, n);
-    T* out = square("kernel", kernel, n);
-    T* slopes = checked_or_none("weights", weights.ptr(), kind<T>(), {n, n}).template at<T>();
-    py::gil_scoped_release release;
-    expertsteer::laplace(matrix, n, static_cast<T>(bandwidth), static_cast<T>(eps), out, slopes,
-                         threads);
-  }
-
-  static void gradient_transform(Tensor weights, std::int64_t n, Tensor alpha, Tensor transform,
-                                 Tensor sums, int threads) {
-    const T* matrix = square("weights", weights, n);
-    const T* factors = checked("alpha", alpha.ptr(), kind<T>(), {n}).template at<T>();
-    T* out = square("transform", transform, n);
-    T* totals = checked("sums", sums.ptr(), kind<T>(), {n}).template at<T>();
-    py::gil_scoped_release release;
-    expertsteer::gradient_transform(matrix, factors, n, out, totals, threads);
-  }
-
-  static void mirror_lower(Tensor matrix, std::int64_t n, int threads) {
-    T* both = square("matrix", matrix, n);
-    py::gil_scoped_release release;
-    expertsteer::mirror_lower(both, n, threads);
-  }
-};
-
-// Calls `call` with `Rfm<float>` or `Rfm<double>`, as the elements of `matrix` are, and its size.
+// Calls `call` with the elements of a matrix [n, n], in single or double precision, and n.
 template <typename Call>
-auto in_its_type(const char* name, Tensor matrix, Call call) {
+auto with_matrix(const char* name, Tensor matrix, Call call) {
   const TensorArgument argument = read_tensor(name, matrix.ptr());
   const std::int64_t n = argument.dimensions ? argument.sizes[0] : 0;
-  if (argument.kind.dtype == kind<float>().dtype) return call(Rfm<float>{}, n);
-  if (argument.kind.dtype == kind<double>().dtype) return call(Rfm<double>{}, n);
+  const DLDataType type = argument.kind.dtype;
+  if (type == kind<float>().dtype) return call(elements<float>(name, matrix, {n, n}), n);
+  if (type == kind<double>().dtype) return call(elements<double>(name, matrix, {n, n}), n);
   refuse(argument, "a contiguous float32 or float64 tensor [n, n] on cpu");
 }
 
 double median_distance_of(Tensor gram, int threads) {
-  return in_its_type("gram", gram, [&](auto rfm, std::int64_t n) {
+  return with_matrix("gram", gram, [&](auto* matrix, std::int64_t n) -> double {
     if (n < 2) throw py::value_error("gram must hold at least 2 rows, came " + std::to_string(n));
-    return rfm.median_distance(gram, n, threads);
+    py::gil_scoped_release release;
+    return median_distance(matrix, n, threads);
   });
 }
 
 void laplace_of(Tensor gram, double bandwidth, double eps, Tensor kernel, Tensor weights,
                 int threads) {
-  in_its_type("gram", gram, [&](auto rfm, std::int64_t n) {
-    rfm.laplace(gram, n, bandwidth, eps, kernel, weights, threads);
+  with_matrix("gram", gram, [&](auto* matrix, std::int64_t n) {
+    using T = std::remove_pointer_t<decltype(matrix)>;
+    T* out = elements<T>("kernel", kernel, {n, n});
+    T* slopes = checked_or_none("weights", weights.ptr(), kind<T>(), {n, n}).template at<T>();
+    py::gil_scoped_release release;
+    laplace(matrix, n, static_cast<T>(bandwidth), static_cast<T>(eps), out, slopes, threads);
   });
 }
 
 void gradient_transform_of(Tensor weights, Tensor alpha, Tensor transform, Tensor sums,
                            int threads) {
-  in_its_type("weights", weights, [&](auto rfm, std::int64_t n) {
-    rfm.gradient_transform(weights, n, alpha, transform, sums, threads);
+  with_matrix("weights", weights, [&](auto* matrix, std::int64_t n) {
+    using T = std::remove_pointer_t<decltype(matrix)>;
+    const T* factors = elements<T>("alpha", alpha, {n});
+    T* out = elements<T>("transform", transform, {n, n});
+    T* totals = elements<T>("sums", sums, {n});
+    py::gil_scoped_release release;
+    gradient_transform(matrix, factors, n, out, totals, threads);
   });
 }
 
 void mirror_lower_of(Tensor matrix, int threads) {
-  in_its_type("matrix", matrix,
-              [&](auto rfm, std::int64_t n) { rfm.mirror_lower(matrix, n, threads); });
+  with_matrix("matrix", matrix, [&](auto* both, std::int64_t n) {
+    py::gil_scoped_release release;
+    mirror_lower(both, n, threads);
+  });
 }
 
 #ifdef EXPERTSTEER_WITH_CUDA

@@ -214,14 +214,6 @@ int decoder_clear(PyObject* object) {
   return 0;
 }
 
-void decoder_dealloc(PyObject* object) {
-  PyTypeObject* type = Py_TYPE(object);
-  PyObject_GC_UnTrack(object);
-  decoder_clear(object);
-  type->tp_free(object);
-  Py_DECREF(type);
-}
-
 // expect(positions, rows_batch, slots)
 PyObject* decoder_expect(PyObject* object, PyObject* args) {
   long long rows_batch, slots;
@@ -234,38 +226,23 @@ PyObject* decoder_expect(PyObject* object, PyObject* args) {
   Py_RETURN_NONE;
 }
 
-PyObject* get_decoder_off(PyObject* object, void*) {
-  return PyBool_FromLong(decoder_of(object)->off);
-}
-
-int set_decoder_off(PyObject* object, PyObject* value, void*) {
-  const int truth = value ? PyObject_IsTrue(value) : 0;
-  if (truth < 0) return -1;
-  decoder_of(object)->off = truth != 0;
-  return 0;
-}
-
 PyMethodDef decoder_methods[] = {
     {"expect", decoder_expect, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
-PyGetSetDef decoder_attributes[] = {
-    {"off", get_decoder_off, set_decoder_off, nullptr, nullptr},
-    {nullptr, nullptr, nullptr, nullptr, nullptr},
-};
 PyMemberDef decoder_members[] = {
     {"original", T_OBJECT_EX, offsetof(DecoderSlotObject, original), READONLY, nullptr},
+    {"off", T_BOOL, offsetof(DecoderSlotObject, off), 0, nullptr},
     {nullptr, 0, 0, 0, nullptr},
 };
 PyType_Slot decoder_slots[] = {
     {Py_tp_call, reinterpret_cast<void*>(decoder_call)},
     {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
     {Py_tp_init, reinterpret_cast<void*>(decoder_init)},
-    {Py_tp_dealloc, reinterpret_cast<void*>(decoder_dealloc)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<decoder_clear>)},
     {Py_tp_traverse, reinterpret_cast<void*>(decoder_traverse)},
     {Py_tp_clear, reinterpret_cast<void*>(decoder_clear)},
     {Py_tp_methods, decoder_methods},
-    {Py_tp_getset, decoder_attributes},
     {Py_tp_members, decoder_members},
     {0, nullptr},
 };

@@ -44,6 +44,16 @@ void open_pass(PassesObject* self, OpenPass* pass, bool steers, std::int64_t bat
 // its memory. A method of the module.
 PyObject* all_finite(PyObject* module, PyObject* tensor);
 
+// Of a type whose `clear` lets go of all that an object of it holds.
+template <inquiry clear>
+void dealloc(PyObject* object) {
+  PyTypeObject* type = Py_TYPE(object);
+  PyObject_GC_UnTrack(object);
+  clear(object);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
 // The types; null with an error set. `passes_type` is what `define_passes` made.
 extern PyTypeObject* passes_type;
 PyTypeObject* define_passes();

@@ -109,12 +109,9 @@ int slot_init(PyObject* object, PyObject* args, PyObject*) {
   PyObject *original, *slowly, *passes;
   if (!PyArg_ParseTuple(args, "OOO!", &original, &slowly, passes_type, &passes)) return -1;
   SlotObject* self = slot_of(object);
-  Py_INCREF(original);
-  Py_XSETREF(self->original, original);
-  Py_INCREF(slowly);
-  Py_XSETREF(self->slowly, slowly);
-  Py_INCREF(passes);
-  Py_XSETREF(self->passes, reinterpret_cast<PassesObject*>(passes));
+  Py_XSETREF(self->original, Py_NewRef(original));
+  Py_XSETREF(self->slowly, Py_NewRef(slowly));
+  Py_XSETREF(self->passes, reinterpret_cast<PassesObject*>(Py_NewRef(passes)));
   return 0;
 }
 
@@ -136,14 +133,6 @@ int slot_clear(PyObject* object) {
   self->armed = false;
   Py_CLEAR(self->held);
   return 0;
-}
-
-void slot_dealloc(PyObject* object) {
-  PyTypeObject* type = Py_TYPE(object);
-  PyObject_GC_UnTrack(object);
-  slot_clear(object);
-  type->tp_free(object);
-  Py_DECREF(type);
 }
 
 // arm(dtype, operation, table, inverse_norms, rows, strengths, gates, thresholds, threads): what
@@ -189,30 +178,11 @@ PyMethodDef slot_methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyObject* get_off(PyObject* object, void*) { return PyBool_FromLong(slot_of(object)->off); }
-
-int set_off(PyObject* object, PyObject* value, void*) {
-  const int truth = value ? PyObject_IsTrue(value) : 0;
-  if (truth < 0) return -1;
-  slot_of(object)->off = truth != 0;
-  return 0;
-}
-
-PyObject* get_serial(PyObject* object, void*) {
-  return PyLong_FromLongLong(slot_of(object)->serial);
-}
-
-PyObject* get_armed(PyObject* object, void*) { return PyBool_FromLong(slot_of(object)->armed); }
-
-PyGetSetDef slot_attributes[] = {
-    {"off", get_off, set_off, nullptr, nullptr},
-    {"armed", get_armed, nullptr, nullptr, nullptr},
-    {"serial", get_serial, nullptr, nullptr, nullptr},
-    {nullptr, nullptr, nullptr, nullptr, nullptr},
-};
-
 PyMemberDef slot_members[] = {
     {"original", T_OBJECT_EX, offsetof(SlotObject, original), READONLY, nullptr},
+    {"off", T_BOOL, offsetof(SlotObject, off), 0, nullptr},
+    {"armed", T_BOOL, offsetof(SlotObject, armed), READONLY, nullptr},
+    {"serial", T_LONGLONG, offsetof(SlotObject, serial), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr},
 };
 
@@ -220,11 +190,10 @@ PyType_Slot slot_slots[] = {
     {Py_tp_call, reinterpret_cast<void*>(slot_call)},
     {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
     {Py_tp_init, reinterpret_cast<void*>(slot_init)},
-    {Py_tp_dealloc, reinterpret_cast<void*>(slot_dealloc)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<slot_clear>)},
     {Py_tp_traverse, reinterpret_cast<void*>(slot_traverse)},
     {Py_tp_clear, reinterpret_cast<void*>(slot_clear)},
     {Py_tp_methods, slot_methods},
-    {Py_tp_getset, slot_attributes},
     {Py_tp_members, slot_members},
     {0, nullptr},
 };

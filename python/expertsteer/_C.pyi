@@ -39,12 +39,7 @@ def mirror_lower(matrix: Tensor, threads: int) -> None: ...
 # csrc/slots/slot.cpp: what stands in the place of a layer's forward.
 class Passes:
     def open(
-        self,
-        steers: bool,
-        batch: int,
-        tokens: int,
-        mask: Tensor | Literal[False] | None,
-        /,
+        self, steers: bool, batch: int, tokens: int, mask: Tensor | Literal[False] | None, /
     ) -> int: ...
     def close(self) -> int: ...
     def set_prompt(self, length: int, cache: int, /) -> None: ...

@@ -57,50 +57,7 @@ _PUBLIC = {
     "ExpertSteer": "pipeline.pipeline",
 }
 
-__all__ = [
-    "RFM",
-    "Alignment",
-    "ArtifactError",
-    "Calibration",
-    "Comparison",
-    "ContrastSet",
-    "ContrastSetError",
-    "ContrastStream",
-    "Evaluation",
-    "ExpertSteer",
-    "Gate",
-    "Generation",
-    "Health",
-    "HealthWarning",
-    "HiddenStates",
-    "LayerPair",
-    "LayerPairing",
-    "MultipleChoice",
-    "MutualInformation",
-    "NextToken",
-    "Perplexity",
-    "Steering",
-    "SteeringVectors",
-    "StoredStates",
-    "TaskError",
-    "UnsteeredWarning",
-    "__version__",
-    "align",
-    "attach",
-    "calibrate",
-    "capture",
-    "capture_to",
-    "compare",
-    "detach",
-    "evaluate",
-    "fit_concepts",
-    "fit_vectors",
-    "health",
-    "load_task",
-    "mutual_information",
-    "pair_layers",
-    "tokens_at",
-]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
@@ -115,28 +72,45 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if TYPE_CHECKING:
-    from .alignment.alignment import Alignment
-    from .contrast.contrast_set import ContrastSet, ContrastSetError
-    from .contrast.stream import ContrastStream
-    from .evaluation.comparing import compare
-    from .evaluation.comparison import Comparison
-    from .evaluation.evaluation import Evaluation
-    from .fitting.fitting import fit_vectors
-    from .fitting.health_report import Health, HealthWarning
-    from .pairing.information import mutual_information
-    from .pairing.layer_pairs import LayerPair, LayerPairing, MutualInformation
-    from .pairing.rules import pair_layers
-    from .pipeline.concepts import fit_concepts
-    from .pipeline.pipeline import ExpertSteer
-    from .rfm import RFM
-    from .states.in_memory import capture
-    from .states.on_disk import capture_to
-    from .states.states import HiddenStates, StoredStates
-    from .steering.bank import Gate
-    from .steering.given_positions import UnsteeredWarning, tokens_at
-    from .steering.steering import Steering, attach, detach
-    from .support.reading import ArtifactError
-    from .tasks import Generation, MultipleChoice, NextToken, Perplexity, TaskError, load_task
-    from .vectors.calibration import Calibration
-    from .vectors.vectors import SteeringVectors
+if TYPE_CHECKING:  # what checkers of types and editors read: `as` says that a name is public
+    from .alignment.aligning import align as align
+    from .alignment.alignment import Alignment as Alignment
+    from .calibration.calibrating import calibrate as calibrate
+    from .contrast.contrast_set import ContrastSet as ContrastSet
+    from .contrast.rows import ContrastSetError as ContrastSetError
+    from .contrast.stream import ContrastStream as ContrastStream
+    from .evaluation.comparing import compare as compare
+    from .evaluation.comparison import Comparison as Comparison
+    from .evaluation.evaluating import evaluate as evaluate
+    from .evaluation.evaluation import Evaluation as Evaluation
+    from .fitting.checking import health as health
+    from .fitting.fitting import fit_vectors as fit_vectors
+    from .fitting.health_report import Health as Health
+    from .fitting.health_report import HealthWarning as HealthWarning
+    from .pairing.information import mutual_information as mutual_information
+    from .pairing.layer_pairs import LayerPair as LayerPair
+    from .pairing.layer_pairs import LayerPairing as LayerPairing
+    from .pairing.layer_pairs import MutualInformation as MutualInformation
+    from .pairing.rules import pair_layers as pair_layers
+    from .pipeline.concepts import fit_concepts as fit_concepts
+    from .pipeline.pipeline import ExpertSteer as ExpertSteer
+    from .rfm import RFM as RFM
+    from .states.in_memory import capture as capture
+    from .states.on_disk import capture_to as capture_to
+    from .states.states import HiddenStates as HiddenStates
+    from .states.states import StoredStates as StoredStates
+    from .steering.bank import Gate as Gate
+    from .steering.given_positions import UnsteeredWarning as UnsteeredWarning
+    from .steering.given_positions import tokens_at as tokens_at
+    from .steering.steering import Steering as Steering
+    from .steering.steering import attach as attach
+    from .steering.steering import detach as detach
+    from .support.reading import ArtifactError as ArtifactError
+    from .tasks import Generation as Generation
+    from .tasks import MultipleChoice as MultipleChoice
+    from .tasks import NextToken as NextToken
+    from .tasks import Perplexity as Perplexity
+    from .tasks import TaskError as TaskError
+    from .tasks import load_task as load_task
+    from .vectors.calibration import Calibration as Calibration
+    from .vectors.vectors import SteeringVectors as SteeringVectors

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -18,6 +21,7 @@ except ImportError as error:
 from .rfm import RFM
 
 
+@dataclass(eq=False, repr=False)
 class RFMClassifier(ClassifierMixin, BaseEstimator):
     """Classifier on an `expertsteer.RFM`; two classes are one output, more are one each.
 
@@ -35,33 +39,18 @@ class RFMClassifier(ClassifierMixin, BaseEstimator):
             first class, where there are more than two).
     """
 
-    def __init__(
-        self,
-        bandwidth=3.0,
-        bandwidth_mode="median",
-        reg=0.1,
-        iters=3,
-        center_grads=False,
-        normalize="none",
-        tuning_metric="mse",
-        backend="auto",
-        regime="auto",
-        memory_budget=None,
-        validation_fraction=0.0,
-        random_state=None,
-    ):
-        self.bandwidth = bandwidth
-        self.bandwidth_mode = bandwidth_mode
-        self.reg = reg
-        self.iters = iters
-        self.center_grads = center_grads
-        self.normalize = normalize
-        self.tuning_metric = tuning_metric
-        self.backend = backend
-        self.regime = regime
-        self.memory_budget = memory_budget
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
+    bandwidth: float = 3.0
+    bandwidth_mode: str = "median"
+    reg: float = 0.1
+    iters: int = 3
+    center_grads: bool = False
+    normalize: str = "none"
+    tuning_metric: str = "mse"
+    backend: str = "auto"
+    regime: str = "auto"
+    memory_budget: int | None = None
+    validation_fraction: float = 0.0
+    random_state: Any = None
 
     def fit(self, X, y):
         """Fit on ``X [N, D]`` (float32 stays, anything else becomes float64) and labels ``[N]``."""

@@ -88,10 +88,7 @@ def align(
 
 
 def align_pairs(
-    alignment: Alignment,
-    expert: Captured,
-    target: Captured,
-    pairs: Iterable[tuple[int, int]],
+    alignment: Alignment, expert: Captured, target: Captured, pairs: Iterable[tuple[int, int]]
 ) -> Alignment:
     """The same kind of alignment with exactly the given (expert, target) rows.
 
@@ -147,10 +144,7 @@ def _default_pairs(expert: Captured, target: Captured) -> list[tuple[int, int]]:
 
 
 def _fit(
-    expert: Captured,
-    target: Captured,
-    pairs: list[tuple[int, int]],
-    settings: dict[str, Any],
+    expert: Captured, target: Captured, pairs: list[tuple[int, int]], settings: dict[str, Any]
 ) -> Alignment:
     double = torch.float64 in (expert.dtype, target.dtype)
     dtype = torch.float64 if double else torch.float32

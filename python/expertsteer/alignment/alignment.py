@@ -14,13 +14,7 @@ from ..support.paths import local_path
 from ..support.reading import OBJECT, WHOLE, checked_field, listed
 
 _OPTIONAL = ("decoder_weight", "decoder_bias", "reconstruction_error")
-_TENSORS = (
-    "encoder_centre",
-    "encoder_weight",
-    "encoder_bias",
-    *_OPTIONAL,
-    "explained_variance",
-)
+_TENSORS = ("encoder_centre", "encoder_weight", "encoder_bias", *_OPTIONAL, "explained_variance")
 
 
 @dataclass(frozen=True, eq=False)

@@ -200,8 +200,7 @@ class Divergence:
             yield [self._log_softmax(s[: len(row)]) for s, row in zip(group, rows)]
 
     def _log_softmax(self, scores: Tensor) -> Tensor:
-        wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        return scores.to(wide).log_softmax(dim=-1)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(dim=-1)
 
     def _places(self, row: Sequence[int]) -> int:
         return len(row) if self.measure == "kl" else len(row) - 1

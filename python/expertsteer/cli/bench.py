@@ -9,17 +9,7 @@ from rich.table import Table
 
 from ..support.console import SafeConsole
 from ..support.numbers import count, interval
-from .options import (
-    Device,
-    Dtype,
-    Json,
-    LayersPath,
-    Revision,
-    Seed,
-    TrustRemoteCode,
-    print_json,
-    torch_dtype,
-)
+from . import options
 
 
 def bench(
@@ -34,13 +24,13 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Of torch, on a CPU; small models want one.")
     ] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    decoder_layers: LayersPath = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    decoder_layers: options.LayersPath = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Time steered decoding on this machine, beside unsteered decoding and a plain hook."""
     import torch
@@ -53,22 +43,16 @@ def bench(
         if threads < 1:
             raise ValueError(f"threads must be at least 1, came {threads}")
         torch.set_num_threads(threads)
-    dtype = torch_dtype(dtype)
+    dtype = options.torch_dtype(dtype)
     loaded = None if vectors is None else SteeringVectors.from_pretrained(vectors)
     network, _ = load(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
-    options = {"batch": batch, "prompt": prompt, "tokens": tokens, "rounds": rounds, "seed": seed}
-    costs = run(
-        network, loaded, **options, decoder_layers=decoder_layers, show_progress=not as_json
-    )
+    counts = {"batch": batch, "prompt": prompt, "tokens": tokens, "rounds": rounds, "seed": seed}
+    costs = run(network, loaded, **counts, decoder_layers=decoder_layers, show_progress=not as_json)
     if as_json:
         where = {"model": model, "device": str(network.device), "dtype": str(network.dtype)}
-        print_json(where | options | {"ways": [cost.to_dict() for cost in costs]})
+        options.print_json(where | counts | {"ways": [cost.to_dict() for cost in costs]})
         return
     table = Table(title=f"{model} on {network.device}, batch {batch}, {tokens} tokens each")
     for name in ("steered by", "tokens/s", "time x unsteered"):

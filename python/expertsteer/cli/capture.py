@@ -9,32 +9,18 @@ import typer
 
 from ..support.console import SafeConsole
 from ..support.numbers import count as thousands
-from .options import (
-    BatchSize,
-    Columns,
-    Json,
-    LayersPath,
-    MaxLength,
-    OnlyLayers,
-    Position,
-    Revision,
-    TrustRemoteCode,
-    columns_of,
-    integer,
-    print_json,
-    torch_dtype,
-)
+from . import options
 
 
 def capture(
     model: Annotated[str, typer.Option(help="Path or Hub id of the model to read.")],
     contrast: Annotated[Path, typer.Option(help="jsonl or parquet contrast set; never held.")],
     out: Annotated[Path, typer.Option(help="Folder for the states; the same again resumes.")],
-    layers: OnlyLayers = None,
-    position: Position = "last",
-    batch_size: BatchSize = 16,
-    max_length: MaxLength = None,
-    columns: Columns = None,
+    layers: options.OnlyLayers = None,
+    position: options.Position = "last",
+    batch_size: options.BatchSize = 16,
+    max_length: options.MaxLength = None,
+    columns: options.Columns = None,
     shard_examples: Annotated[
         int | None, typer.Option(help="Examples per file; by default up to 64 MiB or 1024.")
     ] = None,
@@ -45,10 +31,10 @@ def capture(
         str | None, typer.Option(help="For example cuda; auto or tensor_parallel if large.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the model, for example bfloat16.")] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    decoder_layers: LayersPath = None,
-    as_json: Json = False,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    decoder_layers: options.LayersPath = None,
+    as_json: options.Json = False,
 ) -> None:
     """Read MODEL's hidden states over a contrast set into a folder, from where it stopped.
 
@@ -59,11 +45,9 @@ def capture(
     from ..states.on_disk import capture_to
     from ..support.ranks import ranks_of_torchrun
 
-    chosen = None if layers is None else [integer("layers", i) for i in layers.split(",")]
-    if position not in ("last", "mean"):
-        position = integer("position", position)
-    dtype, states_dtype = torch_dtype(dtype), torch_dtype(states_dtype)
-    stream = ContrastStream.from_file(contrast, columns_of(columns))
+    chosen, position = options.layers_of(layers), options.position_of(position)
+    dtype, states_dtype = options.torch_dtype(dtype), options.torch_dtype(states_dtype)
+    stream = ContrastStream.from_file(contrast, options.columns_of(columns))
     with ranks_of_torchrun() as ranks:
         ranks.first(stream.require_file)  # before a model is loaded
         network, tokenizer = load(
@@ -94,7 +78,7 @@ def capture(
 def _show(stored, out: Path, as_json: bool) -> None:
     count, examples, width = stored.shape
     if as_json:
-        print_json(
+        options.print_json(
             {
                 "folder": str(out),
                 "examples": examples,
@@ -107,7 +91,6 @@ def _show(stored, out: Path, as_json: bool) -> None:
         )
         return
     SafeConsole(soft_wrap=True).print(
-        f"{out}: {thousands(examples)} examples x {count} layers x {width}, "
-        f"{len(stored.paths)} shard(s); "
-        f"expertsteer.HiddenStates.open({str(out)!r}) reads them"
+        f"{out}: {thousands(examples)} examples x {count} layers x {width}, {len(stored.paths)} "
+        f"shard(s); expertsteer.HiddenStates.open({str(out)!r}) reads them"
     )

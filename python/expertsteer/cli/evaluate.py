@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..support.console import SafeConsole
 from ..support.paths import local_path
-from .options import (
-    Device,
-    Dtype,
-    Json,
-    LayersPath,
-    Revision,
-    Seed,
-    TrustRemoteCode,
-    integer,
-    lines,
-    print_json,
-    torch_dtype,
-)
+from . import options
 
 # What a report consists of; a folder with anything else in it is left alone.
 REPORT = ("evaluation.json", "index.html", "layer_pairs.png", "strength_curve.png", "table.md")
 
 
-class TaskType(str, Enum):
-    choice = "choice"
-    next_token = "next-token"
-    generation = "generation"
-    perplexity = "perplexity"
-
-
-class Measure(str, Enum):
-    kl = "kl"
-    perplexity_ratio = "perplexity_ratio"
-
-
-class Curves(str, Enum):
-    all = "all"
-    method = "method"
-    none = "none"
+TaskType = Literal["choice", "next-token", "generation", "perplexity"]
+Measure = Literal["kl", "perplexity_ratio"]
+Curves = Literal["all", "method", "none"]
 
 
 def evaluate(
@@ -68,12 +42,12 @@ def evaluate(
             help="choice: rows {question, choices, answer}; next-token and generation: {prompt, "
             "answer}; perplexity: {text}, or a .txt of one text a line."
         ),
-    ] = TaskType.choice,
+    ] = "choice",
     report: Annotated[Path | None, typer.Option(help="Folder for page, json and table.")] = None,
     budget: Annotated[float, typer.Option(help="Divergence that steering may cost.")] = 0.1,
     measure: Annotated[
         Measure, typer.Option(help="kl: nats per token; perplexity_ratio: from 1 on.")
-    ] = Measure.kl,
+    ] = "kl",
     method: Annotated[
         str | None, typer.Option(help="Row of the table that the verdict is about.")
     ] = None,
@@ -96,7 +70,7 @@ def evaluate(
     stop: Annotated[
         list[str] | None, typer.Option(help="generation: text that ends it; may be repeated.")
     ] = None,
-    curves: Annotated[Curves, typer.Option(help="Methods with a strength curve.")] = Curves.all,
+    curves: Annotated[Curves, typer.Option(help="Methods with a strength curve.")] = "all",
     examples: Annotated[int, typer.Option(help="Test items shown in the report.")] = 30,
     lm_eval_tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")
@@ -113,15 +87,15 @@ def evaluate(
     position: Annotated[str, typer.Option(help="Of the states: last, mean, or an index.")] = "last",
     batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 32,
     max_length: Annotated[int | None, typer.Option(help="Tokens kept, below the context.")] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    expert_revision: Revision = None,
-    target_revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    expert_layers: LayersPath = None,
-    target_layers: LayersPath = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    expert_revision: options.Revision = None,
+    target_revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    expert_layers: options.LayersPath = None,
+    target_layers: options.LayersPath = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Measure what steering does to a task, beside every control, all at one price."""
     from ..contrast.contrast_set import ContrastSet
@@ -140,8 +114,9 @@ def evaluate(
     require_own_folder(report)
     if ":" in scoring and "" not in sys.path:
         sys.path.insert(0, "")  # a scoring function's file in this folder, as python -m finds it
-    loaded = load_task(task, task_type.value, **_task_options(task_type, locals()))
-    texts = lines("neutral", neutral)
+    loaded = load_task(task, task_type, **_task_options(task_type, locals()))
+    texts = options.lines("neutral", neutral)
+    tried = [] if prompts is None else options.lines("prompts", prompts)
     given = {f"vectors {name}": SteeringVectors.from_pretrained(name) for name in vectors or ()}
     harness = None
     if lm_eval_tasks is not None:
@@ -151,20 +126,20 @@ def evaluate(
         require_tasks(names, harness["include_path"], count)
         harness["num_fewshot"] = num_fewshot
     reading = {
-        "position": position if position in ("last", "mean") else integer("position", position),
+        "position": options.position_of(position),
         "batch_size": batch_size,
         "max_length": max_length,
         "progress": not as_json,
     }
-    options = {"device": device, "dtype": torch_dtype(dtype)}
-    options["trust_remote_code"] = trust_remote_code
+    loading = {"device": device, "dtype": options.torch_dtype(dtype)}
+    loading["trust_remote_code"] = trust_remote_code
     examples_of = None if contrast is None else ContrastSet.from_jsonl(contrast)
     knowing = own = None
     if expert is not None:
-        network, tokenizer = load(expert, revision=expert_revision, **options)
+        network, tokenizer = load(expert, revision=expert_revision, **loading)
         knowing = capture(network, tokenizer, examples_of, decoder_layers=expert_layers, **reading)
         del network  # only its states are kept
-    network, tokenizer = load(target, revision=target_revision, **options)
+    network, tokenizer = load(target, revision=target_revision, **loading)
     if examples_of is not None:
         own = capture(network, tokenizer, examples_of, decoder_layers=target_layers, **reading)
     result = run(
@@ -177,12 +152,12 @@ def evaluate(
         vectors=given,
         method=method,
         budget=budget,
-        measure=measure.value,
+        measure=measure,
         random=random,
-        prompts=() if prompts is None else [line + "\n" for line in lines("prompts", prompts)],
+        prompts=[line + "\n" for line in tried],
         pairs=pairs,
         validation=validation,
-        curves={"all": True, "none": False}.get(curves.value, "method"),
+        curves={"all": True, "none": False}.get(curves, "method"),
         examples=examples,
         lm_eval=harness,
         settings={"command": ["expertsteer", *sys.argv[1:]]},
@@ -194,7 +169,7 @@ def evaluate(
     )
     # Before the report: a full disk must not cost what was measured.
     if as_json:
-        print_json(finite(result.to_dict()))
+        options.print_json(finite(result.to_dict()))
     else:
         print_evaluation(result)
     page = None if report is None else write_report(result, report)
@@ -236,16 +211,14 @@ def require_own_folder(folder: Path | None) -> None:
 def _task_options(kind: TaskType, given: dict[str, Any]) -> dict[str, Any]:
     """The options that the task has; one that was set for another task is refused."""
     of = {
-        "normalize": (TaskType.choice, False),
-        "scoring": (TaskType.generation, "exact"),
-        "max_new_tokens": (TaskType.generation, 32),
-        "stop": (TaskType.generation, None),
+        "normalize": ("choice", False),
+        "scoring": ("generation", "exact"),
+        "max_new_tokens": ("generation", 32),
+        "stop": ("generation", None),
     }
     for name, (owner, default) in of.items():
         if owner is not kind and given[name] != default:
             option = name.replace("_", "-")
-            raise ValueError(
-                f"--{option} belongs to --task-type {owner.value}, came with {kind.value}"
-            )
+            raise ValueError(f"--{option} belongs to --task-type {owner}, came with {kind}")
     chosen = {name: given[name] for name, (owner, _) in of.items() if owner is kind}
     return {name: value for name, value in chosen.items() if value is not None}

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..support.console import SafeConsole
 from ..support.paths import folder_or_id, local_path
+from . import options
 from .formats import WRITERS, Asked, Format
-from .options import (
-    CheckModel,
-    Json,
-    LayersPath,
-    OnlyLayers,
-    Revision,
-    TrustRemoteCode,
-    integer,
-    print_json,
-    show,
-)
 
-
-class Convention(str, Enum):
-    zero_based = "zero_based"
-    one_based = "one_based"
+Convention = Literal["zero_based", "one_based"]
 
 
 def export(
@@ -45,20 +31,20 @@ def export(
     model: Annotated[
         str | None, typer.Option(help="Path or Hub id of the model (checkpoint, lm-eval).")
     ] = None,
-    layers: OnlyLayers = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    decoder_layers: LayersPath = None,
-    check_model: CheckModel = True,
-    as_json: Json = False,
+    layers: options.OnlyLayers = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    decoder_layers: options.LayersPath = None,
+    check_model: options.CheckModel = True,
+    as_json: options.Json = False,
 ) -> None:
     """Write steering vectors for a program that does not know this package."""
     from ..vectors.vectors import SteeringVectors
 
     vectors = SteeringVectors.from_pretrained(folder)
     if layers is not None:
-        vectors = vectors.select([integer("layers", part) for part in layers.split(",")])
-    if format is Format.npz:
+        vectors = vectors.select(options.layers_of(layers))
+    if format == "npz":
         if strength is not None or model is not None:
             raise ValueError(
                 "strength and model have no place in npz, which keeps vectors and scales as they "
@@ -73,15 +59,15 @@ def export(
     written = WRITERS[format](vectors, out, amount, asked)
     document = {
         "out": str(out),
-        "format": format.value,
+        "format": format,
         "layers": list(vectors.layers),
-        "strength": None if format is Format.npz else amount,
+        "strength": None if format == "npz" else amount,
         "content": written.content,
         "checked": written.checked,
         "use": written.use,
     }
     if as_json:
-        print_json(document)
+        options.print_json(document)
         return
     console = SafeConsole(soft_wrap=True)
     console.print(f"wrote    {out}: {written.content}")
@@ -93,27 +79,26 @@ def import_vectors(
     file: Annotated[Path, typer.Argument(help="Control vector (.gguf) or archive (.npz).")],
     out: Annotated[Path, typer.Option(help="Folder for the steering vectors.")],
     layer_convention: Annotated[
-        Convention,
-        typer.Option(help="Whether the file's 0 or its 1 is the first block (gguf)."),
-    ] = Convention.zero_based,
-    as_json: Json = False,
+        Convention, typer.Option(help="Whether the file's 0 or its 1 is the first block (gguf).")
+    ] = "zero_based",
+    as_json: options.Json = False,
 ) -> None:
     """Read vectors from a file of another program: a control vector or a NumPy archive."""
     file = local_path(file, "file")
     if file.suffix == ".gguf":
         from ..export.gguf import import_gguf
 
-        vectors = import_gguf(file, layer_convention=layer_convention.value)
+        vectors = import_gguf(file, layer_convention=layer_convention)
     elif file.suffix == ".npz":
         from ..export.npz import import_npz
 
-        if layer_convention is not Convention.zero_based:
+        if layer_convention != "zero_based":
             raise ValueError("layer_convention is for gguf files; an npz archive counts from 0")
         vectors = import_npz(file)
     else:
         raise ValueError(f"file {str(file)!r} must end in .gguf or .npz")
     vectors.save_pretrained(out)
-    show(vectors, out, as_json)
+    options.show(vectors, out, as_json)
 
 
 def _strength(text: str | None, vectors, format: Format) -> float:
@@ -124,11 +109,11 @@ def _strength(text: str | None, vectors, format: Format) -> float:
     if text is None:
         if vectors.metadata.get(CALIBRATION_KEY):
             value = "auto"
-        elif format in (Format.gguf, Format.repeng_gguf):
+        elif format in ("gguf", "repeng-gguf"):
             value = 1.0
         else:
             raise ValueError(
-                f"strength must be given for {format.value}, since these vectors hold no "
+                f"strength must be given for {format}, since these vectors hold no "
                 "calibration: --strength NUMBER (0.1 to 1 is usual), or fit with --neutral"
             )
     else:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,60 +13,14 @@ from ..support.console import SafeConsole
 from ..support.numbers import count
 from ..support.paths import local_path
 from ..support.writing import made_folder
-from .options import (
-    BatchSize,
-    Columns,
-    Device,
-    Dtype,
-    Json,
-    LayersPath,
-    MaxLength,
-    Position,
-    Revision,
-    Seed,
-    TrustRemoteCode,
-    columns_of,
-    integer,
-    lines,
-    print_json,
-    show,
-    torch_dtype,
-)
+from . import options
 
-
-class Rule(str, Enum):
-    lowest = "lowest"
-    highest = "highest"
-    random = "random"
-
-
-class Align(str, Enum):
-    autoencoder = "autoencoder"
-    ridge = "ridge"
-    identity = "identity"
-
-
-class Estimator(str, Enum):
-    gaussian = "gaussian"
-    ksg = "ksg"
-    renyi2 = "renyi2"
-
-
-class Solver(str, Enum):
-    closed_form = "closed_form"
-    adam = "adam"
-
-
-class Rotation(str, Enum):
-    procrustes = "procrustes"
-    none = "none"
-
-
-class Direction(str, Enum):
-    rfm = "rfm"
-    mean_difference = "mean_difference"
-    pca = "pca"
-    logistic = "logistic"
+Rule = Literal["lowest", "highest", "random"]
+Align = Literal["autoencoder", "ridge", "identity"]
+Estimator = Literal["gaussian", "ksg", "renyi2"]
+Solver = Literal["closed_form", "adam"]
+Rotation = Literal["procrustes", "none"]
+Direction = Literal["rfm", "mean_difference", "pca", "logistic"]
 
 
 def fit(
@@ -76,27 +29,25 @@ def fit(
     contrast: Annotated[Path, typer.Option(help="jsonl or parquet file, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the steering vectors.")],
     pairs: Annotated[int | None, typer.Option(help="Layer pairs; by default up to 4.")] = None,
-    rule: Annotated[Rule, typer.Option(help="Which pairs, by mutual information.")] = Rule.lowest,
-    align: Annotated[Align, typer.Option(help="Alignment method.")] = Align.autoencoder,
-    solver: Annotated[Solver, typer.Option(help="Auto-encoder solver.")] = Solver.closed_form,
-    rotation: Annotated[Rotation, typer.Option(help="Basis of the code.")] = Rotation.procrustes,
+    rule: Annotated[Rule, typer.Option(help="Which pairs, by mutual information.")] = "lowest",
+    align: Annotated[Align, typer.Option(help="Alignment method.")] = "autoencoder",
+    solver: Annotated[Solver, typer.Option(help="Auto-encoder solver.")] = "closed_form",
+    rotation: Annotated[Rotation, typer.Option(help="Basis of the code.")] = "procrustes",
     estimator: Annotated[
         Estimator, typer.Option(help="How mutual information is estimated.")
-    ] = Estimator.gaussian,
+    ] = "gaussian",
     components: Annotated[
         int | None, typer.Option(help="Principal components for the information.")
     ] = None,
     null: Annotated[int, typer.Option(help="Permutations for the floor; 0 for none.")] = 20,
-    direction: Annotated[
-        Direction, typer.Option(help="How directions are fitted.")
-    ] = Direction.rfm,
+    direction: Annotated[Direction, typer.Option(help="How directions are fitted.")] = "rfm",
     bandwidth: Annotated[float, typer.Option(help="RFM bandwidth, x median distance.")] = 3.0,
     reg: Annotated[float, typer.Option(help="RFM ridge.")] = 0.1,
     iters: Annotated[int, typer.Option(help="RFM iterations.")] = 3,
     validation: Annotated[float, typer.Option(help="Share held out by the RFM.")] = 0.2,
-    position: Position = "last",
-    batch_size: BatchSize = 16,
-    max_length: MaxLength = None,
+    position: options.Position = "last",
+    batch_size: options.BatchSize = 16,
+    max_length: options.MaxLength = None,
     neutral: Annotated[
         Path | None, typer.Option(help="Neutral texts, one a line: calibrate the strength.")
     ] = None,
@@ -106,20 +57,20 @@ def fit(
     health: Annotated[
         bool, typer.Option(help="Check the fit on rows it did not see, before anyone steers.")
     ] = True,
-    device: Device = None,
-    dtype: Dtype = None,
-    expert_revision: Revision = None,
-    target_revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    expert_layers: LayersPath = None,
-    target_layers: LayersPath = None,
-    columns: Columns = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    expert_revision: options.Revision = None,
+    target_revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    expert_layers: options.LayersPath = None,
+    target_layers: options.LayersPath = None,
+    columns: options.Columns = None,
     captures: Annotated[
         Path | None,
         typer.Option(help="Keep states there; by default in memory, OUT/captures with torchrun."),
     ] = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Fit steering vectors for TARGET from what EXPERT knows, over a contrast set.
 
@@ -132,46 +83,46 @@ def fit(
 
     pipeline = ExpertSteer(
         pairs=pairs,
-        rule=rule.value,
-        method=align.value,
-        solver=solver.value,
-        rotation=rotation.value,
-        estimator=estimator.value,
+        rule=rule,
+        method=align,
+        solver=solver,
+        rotation=rotation,
+        estimator=estimator,
         components=components,
         null=null or None,
-        direction=direction.value,
+        direction=direction,
         rfm=RFM(bandwidth=bandwidth, reg=reg, iters=iters),
         validation=validation,
-        position=position if position in ("last", "mean") else integer("position", position),
+        position=options.position_of(position),
         batch_size=batch_size,
         max_length=max_length,
-        neutral=None if neutral is None else lines("neutral", neutral),
+        neutral=None if neutral is None else options.lines("neutral", neutral),
         budget=budget,
         health=health,
         seed=seed,
         progress=not as_json,
     )
-    named, out, contrast = columns_of(columns), local_path(out, "out"), local_path(contrast)
-    options = {
+    named, out, contrast = options.columns_of(columns), local_path(out, "out"), local_path(contrast)
+    loading = {
         "expert_options": {"revision": expert_revision, "decoder_layers": expert_layers},
         "target_options": {"revision": target_revision, "decoder_layers": target_layers},
         "device": device,
-        "dtype": torch_dtype(dtype),
+        "dtype": options.torch_dtype(dtype),
         "trust_remote_code": trust_remote_code,
     }
     with ranks_of_torchrun() as ranks:
         pipeline.captures = captures or (out / "captures" if ranks.size > 1 else None)
         if contrast.is_dir():
-            _fit_folder(pipeline, ranks, contrast, expert, target, out, named, options, as_json)
+            _fit_folder(pipeline, ranks, contrast, expert, target, out, named, loading, as_json)
             return
         source = _source(contrast, named, pipeline, ranks)
         made_folder(out)  # now, not after the whole fit
         with _table_tells(not as_json):
-            vectors = pipeline.fit(expert, target, source, **options)
+            vectors = pipeline.fit(expert, target, source, **loading)
         if ranks.rank == 0:
             vectors.save_pretrained(out)
             pipeline.pairing_.save_pretrained(out)
-            show(vectors, out, as_json)
+            options.show(vectors, out, as_json)
 
 
 @contextmanager
@@ -197,14 +148,14 @@ def _source(contrast: Path, columns, pipeline, ranks):
     return stream
 
 
-def _fit_folder(pipeline, ranks, contrasts, expert, target, out, columns, options, as_json):
+def _fit_folder(pipeline, ranks, contrasts, expert, target, out, columns, loading, as_json):
     from ..pipeline.concepts import INDEX, fit_concepts
 
-    index = fit_concepts(contrasts, expert, target, out, pipeline, columns=columns, **options)
+    index = fit_concepts(contrasts, expert, target, out, pipeline, columns=columns, **loading)
     if ranks.rank:
         return
     if as_json:
-        print_json(index)
+        options.print_json(index)
     else:
         SafeConsole(soft_wrap=True).print(
             f"{out / INDEX}: vectors of {len(index['concepts'])} concepts, from "

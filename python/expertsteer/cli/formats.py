@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..support.numbers import setting
 
-
-class Format(str, Enum):
-    checkpoint = "checkpoint"
-    gguf = "gguf"
-    npz = "npz"
-    sglang = "sglang"
-    repeng_gguf = "repeng-gguf"
-    lm_eval = "lm-eval"
+Format = Literal["checkpoint", "gguf", "npz", "sglang", "repeng-gguf", "lm-eval"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Asked:
 
     def required(self, format: Format) -> str:
         if self.model is None:
-            raise ValueError(f"model must be given for {format.value}: --model PATH_OR_HUB_ID")
+            raise ValueError(f"model must be given for {format}: --model PATH_OR_HUB_ID")
         return self.model
 
     def outline(self, vectors) -> Any:
@@ -69,7 +61,7 @@ def _checkpoint(vectors, out: Path, strength: float, asked: Asked) -> Written:
             "transformers, which runs no repository's code; leave --trust-remote-code out"
         )
     made = export_checkpoint(
-        asked.required(Format.checkpoint),
+        asked.required("checkpoint"),
         vectors,
         out,
         strength=strength,
@@ -136,7 +128,7 @@ def _sglang(vectors, out: Path, strength: float, asked: Asked) -> Written:
 
 
 def _lm_eval(vectors, out: Path, strength: float, asked: Asked) -> Written:
-    name = asked.required(Format.lm_eval)
+    name = asked.required("lm-eval")
     from ..export import lm_eval
 
     network = asked.outline(vectors)
@@ -151,10 +143,10 @@ def _lm_eval(vectors, out: Path, strength: float, asked: Asked) -> Written:
 
 
 WRITERS = {
-    Format.checkpoint: _checkpoint,
-    Format.gguf: _gguf,
-    Format.npz: _npz,
-    Format.sglang: _sglang,
-    Format.repeng_gguf: partial(_gguf, program="repeng"),
-    Format.lm_eval: _lm_eval,
+    "checkpoint": _checkpoint,
+    "gguf": _gguf,
+    "npz": _npz,
+    "sglang": _sglang,
+    "repeng-gguf": partial(_gguf, program="repeng"),
+    "lm-eval": _lm_eval,
 }

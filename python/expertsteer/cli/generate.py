@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ..support.console import SafeConsole
-from .options import (
-    CheckModel,
-    Device,
-    Dtype,
-    Json,
-    LayersPath,
-    OnlyLayers,
-    Revision,
-    Seed,
-    TrustRemoteCode,
-    integer,
-    print_json,
-    torch_dtype,
-)
+from . import options
 
-
-class Positions(str, Enum):
-    all = "all"
-    prompt = "prompt"
-    generated = "generated"
-    last = "last"
+Positions = Literal["all", "prompt", "generated", "last"]
 
 
 def generate(
@@ -39,19 +19,19 @@ def generate(
     strength: Annotated[
         str, typer.Option(help="In median norms of the states, or auto: as calibrated.")
     ] = "0.5",
-    positions: Annotated[Positions, typer.Option(help="Which tokens.")] = Positions.all,
-    layers: OnlyLayers = None,
+    positions: Annotated[Positions, typer.Option(help="Which tokens.")] = "all",
+    layers: options.OnlyLayers = None,
     max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
-    seed: Seed = 0,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    decoder_layers: LayersPath = None,
-    check_model: CheckModel = True,
+    seed: options.Seed = 0,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    decoder_layers: options.LayersPath = None,
+    check_model: options.CheckModel = True,
     unsteered: Annotated[bool, typer.Option(help="Also without steering, to compare.")] = True,
-    device: Device = None,
-    dtype: Dtype = None,
-    as_json: Json = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
 ) -> None:
     """Continue a prompt with and without steering."""
     from ..models.loading import load
@@ -59,33 +39,29 @@ def generate(
 
     loaded = SteeringVectors.from_pretrained(vectors)
     if layers is not None:
-        loaded = loaded.select([integer("layers", part) for part in layers.split(",")])
+        loaded = loaded.select(options.layers_of(layers))
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, came {max_new_tokens}")
     if temperature != 0 and not 1e-3 <= temperature <= 1e3:
         raise ValueError(f"temperature must be 0 or lie in 0.001..1000, came {temperature}")
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
-    dtype, amount = torch_dtype(dtype), _strength(strength, loaded)
+    dtype, amount = options.torch_dtype(dtype), _strength(strength, loaded)
     network, tokenizer = load(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     sampling: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
     if temperature > 0:
         sampling["temperature"] = temperature
-    options = {
-        "positions": positions.value,
+    attaching = {
+        "positions": positions,
         "decoder_layers": decoder_layers,
         "check_model": check_model,
     }
-    texts = _continue(network, tokenizer, text, loaded, amount, options, sampling, seed)
+    texts = _continue(network, tokenizer, text, loaded, amount, attaching, sampling, seed)
     if not unsteered:
         texts.pop("unsteered")
     if as_json:
-        print_json({"prompt": text, "strength": amount, "positions": positions.value} | texts)
+        options.print_json({"prompt": text, "strength": amount, "positions": positions} | texts)
         return
     console = SafeConsole(soft_wrap=True)
     for name, continuation in texts.items():
@@ -93,7 +69,7 @@ def generate(
         console.print(text + continuation)
 
 
-def _continue(network, tokenizer, text, vectors, strength, options, sampling, seed):
+def _continue(network, tokenizer, text, vectors, strength, attaching, sampling, seed):
     import torch
 
     from ..models.encoding import encode
@@ -105,7 +81,7 @@ def _continue(network, tokenizer, text, vectors, strength, options, sampling, se
         raise ValueError("prompt must hold at least one token, came an empty text")
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     texts = {}
-    with attach(network, vectors, **options) as steering:
+    with attach(network, vectors, **attaching) as steering:
         for name, value in (("unsteered", 0.0), ("steered", strength)):
             steering.set(strength=value)
             torch.manual_seed(seed)

@@ -65,6 +65,16 @@ def integer(name: str, text: str) -> int:
         raise ValueError(f"{name} must be whole numbers, came {text!r}") from None
 
 
+def layers_of(text: str | None) -> list[int] | None:
+    """``3,5,8`` as numbers; the error names the option."""
+    return None if text is None else [integer("layers", part) for part in text.split(",")]
+
+
+def position_of(text: str) -> str | int:
+    """``last`` and ``mean`` as they are, anything else as a number; the error names the option."""
+    return text if text in ("last", "mean") else integer("position", text)
+
+
 def columns_of(text: str | None) -> dict[str, str] | None:
     """``field=column,field=column`` as a dictionary; the error names the option."""
     if text is None:

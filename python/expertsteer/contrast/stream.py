@@ -127,6 +127,24 @@ class ContrastStream:
         return status.st_size, status.st_mtime_ns
 
 
+class InMemory:
+    """Examples at hand with the face of a stream; a subset may hold a single label."""
+
+    def __init__(self, name: str, read: Callable[[], Iterator[Example]]):
+        self.name, self._read = name, read
+        self._summary: Summary | None = None
+
+    def __iter__(self) -> Iterator[Example]:
+        return self._read()
+
+    def summary(self) -> Summary:
+        self._summary = self._summary or summarised(self)
+        return self._summary
+
+    def told(self, summary: Summary) -> None:
+        self._summary = summary
+
+
 def summarised(examples: Iterable[Example]) -> Summary:
     digest, count, positive = Digest(), 0, 0
     for example in examples:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..support.paths import local_path
-from ..support.writing import appearing, made_folder, replacing
+from ..support.writing import appearing, made_folder, write_text
 from . import CHECKPOINTS, checkpoint, world
 
 FILES = ("contrast.jsonl", "plain.txt", "questions.jsonl")
@@ -44,7 +44,7 @@ def write_files(folder: str | os.PathLike, *, examples: int = 400, seed: int = 0
     rows = ({"text": t, "label": i, "pair": p} for t, i, p in zip(texts, labels, pairs))
     _write_rows(folder / "contrast.jsonl", rows)
     plain = "\n".join(world.plain_texts(40, seed=3)) + "\n"
-    _write(folder / "plain.txt", plain)
+    write_text(folder / "plain.txt", plain)
     _write_rows(folder / "questions.jsonl", question_rows())
     return folder
 
@@ -63,9 +63,4 @@ def question_rows() -> Iterable[dict[str, Any]]:
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8")
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

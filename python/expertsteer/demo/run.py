@@ -31,7 +31,7 @@ from ..states.in_memory import capture
 from ..support.artifact_files import to_json
 from ..support.numbers import fixed, seconds, setting
 from ..support.paths import local_path
-from ..support.writing import made_folder, replacing
+from ..support.writing import made_folder, write_text
 from ..tasks import MultipleChoice, TaskOnModel
 from . import contrast_set, load, world
 from .files import question_rows
@@ -71,8 +71,7 @@ def run_demo(
         points = chosen_points(evaluation)
         picture(out / "strength_curve.png", draw_curve, evaluation, points)
         picture(out / "layer_pairs.png", draw_pairs, evaluation.pairing)
-    with replacing(made_folder(out) / "results.json") as temporary:
-        temporary.write_text(to_json(evaluation.to_dict()) + "\n", "utf-8")
+    write_text(made_folder(out) / "results.json", to_json(evaluation.to_dict()) + "\n")
     if not quiet:
         _print(evaluation, out, time.time() - started)
     return evaluation

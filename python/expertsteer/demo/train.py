@@ -159,9 +159,7 @@ def _edit(path: Path, **entries: str) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for expert/ and target/.")],
-) -> None:
+def main(out: Annotated[Path, typer.Option(help="Folder for expert/ and target/.")]) -> None:
     """Train the two demo checkpoints from nothing."""
     torch.set_num_threads(2)  # sums are split among threads, and rounding with them
     for name, recipe in RECIPES.items():

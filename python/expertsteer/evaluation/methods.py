@@ -16,7 +16,7 @@ from ..pairing.layer_pairs import LayerPairing
 from ..pairing.rules import Effect, pair_layers
 from ..rfm import RFM
 from ..states.states import Captured
-from ..support.tensors import normal_draws
+from ..support.tensors import normal_draws, permutation
 from ..vectors.vectors import SteeringVectors
 
 OWN = {
@@ -156,8 +156,7 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
     for name in names:
         pairings[name] = lowest
         if name == SHUFFLED:
-            order = torch.Generator().manual_seed(fitting.seed)
-            order = torch.randperm(len(expert), generator=order, device="cpu")
+            order = permutation(len(expert), fitting.seed)
             mixed = {"expert": expert, "target": target}
             mixed = {side: s.relabelled(s.labels[order]) for side, s in mixed.items()}
             fitted[name] = fitting.vectors(procrustes, lowest, **mixed)

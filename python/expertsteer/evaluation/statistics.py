@@ -60,10 +60,7 @@ class PairedTest:
 
 
 def bootstrap_interval(
-    values: Sequence[float] | Tensor,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    values: Sequence[float] | Tensor, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Mean of N independent values with its percentile-bootstrap interval.
 

@@ -32,8 +32,7 @@ def checked_archive(path: Path, what: str) -> tuple[io.BytesIO, bytes]:
         if declared > most:
             raise ArtifactError(
                 f"{path} has {count(len(data))} bytes and unpacks to {count(declared)}, expected "
-                "at most "
-                f"{count(most)}: it was made to fill the memory; do not use it"
+                f"at most {count(most)}: it was made to fill the memory; do not use it"
             )
         names = [m.filename for m in members]
         if len(set(names)) < len(names):

@@ -119,8 +119,7 @@ def why_not(operation: str = "add", positions: Any = "all", strength: float = 1.
     if operation == "remove" and strength != 1:
         return (
             f"it can take a component away whole, not the share strength={setting(strength)}; use "
-            "1, or "
-            "evaluate it live"
+            "1, or evaluate it live"
         )
     if operation not in ("add", "clamp", "remove"):
         return f"it has no operation like {operation!r}, only adding and clamping"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.loading import could_be_hub_id, require_no_remote_code
+from ..support.hub import download
 from ..support.paths import folder_or_id, local_path
 from ..support.reading import (
     NUMBER,
@@ -251,14 +252,5 @@ def _downloaded(name: str, revision: str | None) -> Path:
         raise ValueError(
             f"model {name!r}: there is no folder of that name, and it is no Hub id (owner/name)"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     unwanted = [f"*{ending}" for ending in _OTHER_WEIGHTS[1:-1]] + ["original/*"]
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=unwanted))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"model {name!r} is neither a folder here nor a Hub repository that could be "
-            f"downloaded: {error}"
-        ) from error
+    return download("model", name, revision, ignore_patterns=unwanted)

@@ -64,13 +64,7 @@ def health(
     pairs = [(p.expert_layer, p.target_layer) for p in pairing]
     iterations = [figures.pop("iteration") for figures in known]
     settings = Settings(
-        method(vectors),
-        machine(vectors, rfm),
-        iterations,
-        cuts,
-        most_rows,
-        seed,
-        progress,
+        method(vectors), machine(vectors, rfm), iterations, cuts, most_rows, seed, progress
     )
     measured, half_rows = measure(
         expert, target, align_pairs(alignment, expert, target, pairs), pairs, vectors, settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,18 +89,10 @@ def _require_row_labels(pairing: LayerPairing, expert: Captured, target: Capture
     """Refuse a pairing whose layer numbers do not fit the rows and columns it was chosen from."""
     if pairing.matrix is None:
         return
-    shape = len(expert.layers), len(target.layers)
-    fits = tuple(pairing.matrix.shape) == shape and all(
-        pair.expert_layer in expert.layers
-        and pair.target_layer in target.layers
-        and pair.nats
-        == float(
-            pairing.matrix[
-                expert.layers.index(pair.expert_layer), target.layers.index(pair.target_layer)
-            ]
-        )
-        for pair in pairing
-    )
+    fits = tuple(pairing.matrix.shape) == (len(expert.layers), len(target.layers))
+    if fits:
+        here = replace(pairing, expert_axis=expert.layers, target_axis=target.layers)
+        fits = all(here.entry(here.matrix, e, t) == nats for e, t, nats in here)
     if not fits:
         raise ValueError(
             f"pairing was chosen from {tuple(pairing.matrix.shape)} layers whose numbers are not "

@@ -137,8 +137,7 @@ def _of_examples(counts: dict[str, int]) -> list[Finding]:
     if rarer < LEAST_BALANCE * n:
         text = (
             f"only {percent(rarer / n, 1)} of the {n} examples have the rarer label: a direction "
-            "is as "
-            "uncertain as that label leaves it; add examples of it"
+            "is as uncertain as that label leaves it; add examples of it"
         )
         found.append(Finding("balance", text))
     if not counts["half_rows"]:

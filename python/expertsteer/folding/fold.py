@@ -168,7 +168,7 @@ class _OwnBias:
     def write(self, displacement: Tensor) -> None:
         # -0.0 is the one number that leaves every other its bits.
         added = torch.where(displacement == 0, -0.0, displacement)
-        added = added.to(self.linear.bias.device, _wide(self.dtype))
+        added = added.to(self.linear.bias.device, torch.promote_types(self.dtype, torch.float32))
         kept = self._stand_in.added
         if (kept.dtype, kept.device) == (added.dtype, added.device):
             kept.copy_(added)
@@ -185,7 +185,7 @@ class _SummedForward(Unmovable):
         self.off = False
         bias = linear.bias
         with torch.inference_mode(False), torch.no_grad():
-            shape, dtype = bias.shape, _wide(bias.dtype)
+            shape, dtype = bias.shape, torch.promote_types(bias.dtype, torch.float32)
             self.added = torch.full(shape, -0.0, dtype=dtype, device=bias.device)
 
     def __call__(self, states: Tensor) -> Tensor:
@@ -213,10 +213,6 @@ _FUNCTIONS: dict[str, Callable] = {
     "Conv1D": _conv1d,
     "FalconLinear": _falcon,
 }
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rounded_sum(original: Tensor | None, displacement: Tensor, dtype: torch.dtype) -> Tensor:

@@ -151,9 +151,7 @@ def fold_permanently(
         raise ValueError("model is steered at the moment; use Steering.fold, or detach it first")
     biases = {
         layer: _new_bias(
-            last_linear(model, layer, decoder_layers),
-            strength * vectors.displacement(layer),
-            layer,
+            last_linear(model, layer, decoder_layers), strength * vectors.displacement(layer), layer
         )
         for layer in vectors.layers
     }

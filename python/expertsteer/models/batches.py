@@ -1,4 +1,4 @@
-"""Rows of token ids as batches: sorted by length, padded on the right."""
+"""Rows of token ids as batches: sorted by length, padded."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
-def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask ``[B, T]`` int64, padded on the right.
+def padded(rows: Sequence[Sequence[int]], side: str = "right") -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask ``[B, T]`` int64.
 
     On the right whatever the tokenizer prefers: no token then sees padding before it, which
-    recurrent models could not ignore, and positions count from 0 as in an unpadded text. The
-    padding's id is never seen either; 0 exists in every vocabulary.
+    recurrent models could not ignore, and positions count from 0 as in an unpadded text. On the
+    left only to write on behind all rows. The padding's id is never seen; 0 exists in every
+    vocabulary.
     """
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64, device="cpu")
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64, device="cpu")
-        mask[i, : len(row)] = 1
+    tokens = [torch.tensor(row, dtype=torch.int64, device="cpu") for row in rows]
+    ones = [torch.ones_like(row) for row in tokens]
+    ids, mask = (pad_sequence(t, batch_first=True, padding_side=side) for t in (tokens, ones))
     return ids, mask
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..support.progress import progress
 from ..support.tensors import as_tensor
-from .batches import length_batches
+from .batches import length_batches, padded
 from .decoder import require_decoder_only, unwrapped
 from .forward import before_text, evaluating, input_device
 
@@ -41,7 +41,7 @@ def generate_texts(
         batches = [same for batch in batches for same in _of_one_length(batch, rows)]
     with torch.inference_mode(), evaluating(model):
         for batch in progress(batches, bar or "", bar is not None):
-            ids, mask = _left_padded([rows[i] for i in batch])
+            ids, mask = padded([rows[i] for i in batch], "left")
             options: dict[str, Any] = {}
             if criterion is not None:
                 options["stopping_criteria"] = [_behind_prompt(criterion, ids.shape[1])]
@@ -89,16 +89,6 @@ def _stop_criterion(tokenizer: Any, stop: Sequence[str]) -> Callable[..., Tensor
 def _behind_prompt(criterion: Callable[..., Tensor], prompt: int) -> Callable[..., Tensor]:
     """The criterion of what is written alone: a stop text that a prompt begins is none."""
     return lambda ids, scores, **_: criterion(ids[:, prompt:], scores)
-
-
-def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64, device="cpu")
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row, dtype=torch.int64, device="cpu")
-        mask[i, longest - len(row) :] = 1
-    return ids, mask
 
 
 def _ends(model: nn.Module) -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -25,6 +28,24 @@ class Unmovable(Uncopied):
     def retire(self) -> None:
         """Whoever keeps it, a wrapper or a graph, sees the original through it from now on."""
         self.off = self.detached = True
+
+
+class MethodSlot(Unmovable):
+    """Stands in for one method on behalf of a steering.
+
+    Attributes:
+        original: the method; names: of its parameters.
+        off: does what the original does, and no more.
+    """
+
+    def __init__(self, steering: Any, original: Callable):
+        functools.update_wrapper(self, original)
+        self.steering, self.original, self.off = steering, original, False
+        self.names = tuple(inspect.signature(original).parameters)
+
+    def inputs(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name."""
+        return dict(zip(self.names, args)) | kwargs if args else kwargs
 
 
 def put_back(owner: nn.Module, name: str, previous: Any, slot: Unmovable) -> None:

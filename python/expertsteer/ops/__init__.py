@@ -15,8 +15,8 @@ from .information.calls import (
     gaussian_information,
     ksg_counts,
     ksg_information,
-    shrunk_gaussian_information,
 )
+from .information.reference import shrunk_gaussian_information
 from .rfm.calls import agop, laplace, laplace_points
 from .rfm.carry import Carry
 from .steering.calls import steer

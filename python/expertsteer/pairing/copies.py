@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..support.tensors import permutation
+
 NEAR = 1e-2  # rows closer than this share of a typical distance count as one
 MOST_ROWS = 2000  # that are compared: all with all
 _NAMED = 4  # rows of one text that a message lists
@@ -20,8 +22,7 @@ def copies(states: Tensor, most_rows: int = MOST_ROWS, seed: int = 0) -> tuple[f
     """
     rows = torch.arange(len(states), device="cpu")
     if len(states) > most_rows:
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(len(states), generator=generator, device="cpu")[:most_rows]
+        rows = permutation(len(states), seed)[:most_rows]
         states = states[rows]
     group = _groups(states)
     sizes = np.bincount(group)

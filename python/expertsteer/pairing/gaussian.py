@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops import gaussian_information, shrunk_gaussian_information
 from ..ops.products import times_rows
+from ..support.tensors import permutation
 from .layers import Layers
 from .projection import Wanted, centre, components, stacked
 from .sampling import Draw
@@ -67,9 +68,7 @@ class Gaussian:
     null_rate = 1.0
 
     def __init__(self, x: Layers, y: Layers, wanted: Wanted, seed: int, backend: str):
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(x.shape.examples, generator=generator, device="cpu")
-        halves = order.tensor_split(2)
+        halves = permutation(x.shape.examples, seed).tensor_split(2)
         coded = [_codes(side, halves, wanted) for side in (x, y)]
         self._r = r = wanted.count
         # [half][side] -> [L, rows, r]

@@ -160,6 +160,13 @@ class LayerPairing:
                 checked_field(header, "settings", OBJECT, where),
             )
 
+    def entry(self, matrix: Tensor | None, expert_layer: int, target_layer: int) -> float | None:
+        """Of ``matrix [L_E, L_T]`` over the axes, at two layers; ``None`` where it has none."""
+        axes = self.expert_axis, self.target_axis
+        if matrix is None or expert_layer not in axes[0] or target_layer not in axes[1]:
+            return None
+        return float(matrix[axes[0].index(expert_layer), axes[1].index(target_layer)])
+
     @classmethod
     def same(cls, layers: Iterable[int]) -> LayerPairing:
         """Each layer paired with itself: a model's own vectors, the controls of a comparison."""

@@ -42,9 +42,8 @@ class Renyi2:
         if needed > memory:
             raise ValueError(
                 f"memory must allow the {short(float(needed), 3)} GiB of kernel matrices that {n} "
-                "examples "
-                f"take, came {setting(memory)}; raise it, give fewer examples, or take another "
-                "estimator"
+                f"examples take, came {setting(memory)}; raise it, give fewer examples, or take "
+                "another estimator"
             )
         self._grams = [_grams(side) for side in (x, y)]
         self.sizes = [n]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..contrast.contrast_set import ContrastSet
 from ..contrast.examples import Example
 from ..contrast.rows import ContrastSetError
-from ..contrast.stream import ContrastStream, Summary, summarised
+from ..contrast.stream import ContrastStream, InMemory
 from ..contrast.tables import JSON_LINES, PARQUET
 from ..fitting.holdout import LEAST_PER_CLASS
 from ..states.states import StoredStates
@@ -27,7 +27,7 @@ from ..support.ranks import Ranks
 from ..support.reading import ArtifactError
 from ..support.telling import about
 from ..support.tensors import integers
-from ..support.writing import made_folder, replacing
+from ..support.writing import made_folder, write_text
 from ..vectors.metadata import concept_of
 from ..vectors.vectors import KIND, SteeringVectors
 from .pipeline import ExpertSteer
@@ -180,14 +180,14 @@ def _require_name(name: Any) -> None:
         )
 
 
-class _Texts:
+class _Texts(InMemory):
     """The different texts of all concepts as one stream, in the order they are first met."""
 
     def __init__(self, sources: dict[str, Callable[[], Iterator[Example]]]):
-        self._sources, self.name = sources, f"{len(sources)} concepts"
-        self._summary: Summary | None = None
+        super().__init__(f"{len(sources)} concepts", self._different)
+        self._sources = sources
 
-    def __iter__(self) -> Iterator[Example]:
+    def _different(self) -> Iterator[Example]:
         seen: set[bytes] = set()
         for source in self._sources.values():
             for example in source():
@@ -195,14 +195,6 @@ class _Texts:
                 if mark not in seen:
                     seen.add(mark)
                     yield Example(example.text, 0)
-
-    def summary(self) -> Summary:
-        if self._summary is None:
-            self._summary = summarised(self)
-        return self._summary
-
-    def told(self, summary: Summary) -> None:
-        self._summary = summary
 
     def concepts(self) -> list[Concept]:
         """Every concept with the places of its texts.
@@ -250,9 +242,8 @@ def _mark(example: Example) -> bytes:
 
 def _fingerprint(settings: ExpertSteer, *models: dict[str, Any]) -> str:
     """What else than its contrast set decides a concept's vectors."""
-    plain = {
-        f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _NOT_SETTINGS
-    }
+    names = {field.name for field in fields(settings)} - _NOT_SETTINGS
+    plain = {name: getattr(settings, name) for name in names}
     plain["rfm"] = settings.rfm.settings if settings.rfm else None
     plain["neutral"] = None if settings.neutral is None else list(settings.neutral)
     told = [{n: v for n, v in model.items() if n != "name" or not model.get("fingerprint")}
@@ -275,11 +266,7 @@ def _is_there(out: Path, concept: Concept, made: str) -> bool:
 
 
 def _write_index(
-    out: Path,
-    concepts: list[Concept],
-    failed: dict[str, str],
-    texts: _Texts,
-    captured: tuple,
+    out: Path, concepts: list[Concept], failed: dict[str, str], texts: _Texts, captured: tuple
 ) -> dict[str, Any]:
     index = {
         "format": "expertsteer.concepts",
@@ -290,8 +277,7 @@ def _write_index(
         "concepts": [_entry(out, c) for c in concepts if c.name not in failed],
         "failed": failed,
     }
-    with replacing(made_folder(out) / INDEX) as temporary:
-        temporary.write_text(to_json(index) + "\n", "utf-8")
+    write_text(made_folder(out) / INDEX, to_json(index) + "\n")
     if failed:
         listed = "".join(f"\n  {name}: {why}" for name, why in sorted(failed.items()))
         raise ValueError(

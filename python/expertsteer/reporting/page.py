@@ -12,7 +12,7 @@ from ..support.artifact_files import to_json
 from ..support.numbers import count
 from ..support.paths import local_path
 from ..support.versions import VERSION
-from ..support.writing import made_folder, replacing
+from ..support.writing import made_folder, write_text
 from . import charts
 from .charts import can_plot
 from .curve import chosen_points, draw_curve
@@ -46,16 +46,11 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike) -> Path:
     table = markdown_table(evaluation.comparison)
     folder = made_folder(local_path(folder, "folder"))
     # The figures first: what cannot be drawn, or has no room any more, must not cost them.
-    _write(folder / DOCUMENT, document)
-    _write(folder / TABLE, table)
+    write_text(folder / DOCUMENT, document)
+    write_text(folder / TABLE, table)
     page = _template().render(**values, **_charts(evaluation, folder), version=VERSION)
-    _write(folder / PAGE, page)
+    write_text(folder / PAGE, page)
     return folder / PAGE
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8", newline="\n")
 
 
 def _charts(evaluation: Evaluation, folder: Path) -> dict[str, Any]:

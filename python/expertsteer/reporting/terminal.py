@@ -91,5 +91,5 @@ def print_evaluation(evaluation: Evaluation) -> None:
     counts = evaluation.outcomes
     console.print(
         f"Test items: {counts['win']} better, {counts['loss']} worse, {counts['tie']} the same. "
-        f"{seconds(comparison.seconds)}.",
+        f"{seconds(comparison.seconds)}."
     )

@@ -150,21 +150,13 @@ def _pairs(evaluation: Evaluation) -> dict[str, Any] | None:
     rows = [(e, t, True, number(nats), effects.get((e, t))) for (e, t), nats in chosen.items()]
     for (e, t), value in effects.items():
         if (e, t) not in chosen:
-            rows.append((e, t, False, number(_nats(pairing, e, t)), value))
+            rows.append((e, t, False, number(pairing.entry(pairing.matrix, e, t)), value))
     return {
         "rule": clean(pairing.rule),
         "rows": [(*row[:4], signed_number(row[4])) for row in rows],
         "measured": bool(effects),
         "count": len(pairing),
     }
-
-
-def _nats(pairing: Any, expert_layer: int, target_layer: int) -> float | None:
-    axes = pairing.expert_axis, pairing.target_axis
-    if pairing.matrix is None or expert_layer not in axes[0] or target_layer not in axes[1]:
-        return None
-    row, column = axes[0].index(expert_layer), axes[1].index(target_layer)
-    return float(pairing.matrix[row, column])
 
 
 def _examples(evaluation: Evaluation) -> dict[str, Any]:

@@ -35,10 +35,6 @@ class MetricFits(Fits):
         self._metric: Tensor | None = None
         self._alpha = self._diagonal = self._agop = None
 
-    @property
-    def bandwidths(self) -> Tensor:
-        return torch.stack(self._bandwidths)
-
     def _keep(self, t: int, metric: Tensor | None, alpha: Tensor, diagonal: Tensor, held) -> None:
         """Keep fit t where it is the best so far, or without validation rows if it is the last."""
         if held is None:
@@ -61,10 +57,16 @@ class MetricFits(Fits):
             self._alpha = torch.where(where, alpha, self._alpha)
             self._diagonal = torch.where(better_here.view(-1, 1), diagonal, self._diagonal)
 
-    def _keep_first_agop(self, metric: Tensor) -> None:
-        """The identity has no direction: a kept fit 0 shows its own AGOP."""
-        if self._agop is None:
+    def _next_metric(self, metric: Tensor) -> Tensor:
+        """An AGOP as the metric of the next fit."""
+        largest = metric.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
+        lost = ~(torch.isfinite(largest) & (largest > 0))
+        require_gradients(lost, self.factor, self.options.bandwidth_mode)
+        if self.options.normalize == "max":
+            metric = metric / largest.view(-1, 1, 1)
+        if self._agop is None:  # the identity has no direction: a kept fit 0 shows its own AGOP
             self._agop = metric
+        return metric
 
     def _as_matrix(self, metric: Tensor | None) -> Tensor:
         batch, _, d = self.points.shape
@@ -126,13 +128,7 @@ class FeatureFits(MetricFits):
                 break
             rows = self._gradient_rows(weights, alpha, seen, buffer)  # [B, C, n, d]
             del weights
-            metric = self.ops.inner(rows)
-            largest = metric.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
-            lost = ~(torch.isfinite(largest) & (largest > 0))
-            require_gradients(lost, self.factor, self.options.bandwidth_mode)
-            if self.options.normalize == "max":
-                metric = metric / largest.view(-1, 1, 1)
-            self._keep_first_agop(metric)
+            metric = self._next_metric(self.ops.inner(rows))
             seen = points @ metric
         return self
 

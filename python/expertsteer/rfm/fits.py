@@ -26,11 +26,12 @@ class Fits:
     sizes: Tensor | None
     metrics: list[Tensor]
     ridges: list[Tensor]
+    _bandwidths: list[Tensor]
 
     @property
     def bandwidths(self) -> Tensor:
         """``[fits, B]``."""
-        raise NotImplementedError
+        return torch.stack(self._bandwidths)
 
     @property
     def bytes(self) -> int:

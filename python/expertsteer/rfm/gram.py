@@ -125,10 +125,6 @@ class GramFits(Fits):
                 rows.advance(step)
 
     @property
-    def bandwidths(self) -> Tensor:
-        return torch.stack(self._bandwidths)
-
-    @property
     def bytes(self) -> int:
         n = self.points.shape[1]
         matrices = self.options.iters * (1 + self.y.shape[2]) + 1

@@ -7,6 +7,7 @@ compute the same machine.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -29,17 +30,11 @@ BANDWIDTH_MODES = ("median", "constant")
 NORMALIZATIONS = ("none", "max")
 TUNING_METRICS = ("mse", "auc")
 BACKENDS = ("auto", *backends_of("laplace"))
-NAMES = (
-    "bandwidth",
-    "bandwidth_mode",
-    "reg",
-    "iters",
-    "center_grads",
-    "normalize",
-    "tuning_metric",
-)
+# What of a machine is not told of its results: how they were computed.
+_HOW = ("backend", "regime", "memory_budget")
 
 
+@dataclass(eq=False, repr=False)
 class RFM:
     """Recursive Feature Machine for one problem or a batch of independent ones.
 
@@ -75,52 +70,41 @@ class RFM:
     Computes in float64 for float64 input and in float32 otherwise, and keeps a centred copy of X.
     """
 
-    def __init__(
-        self,
-        bandwidth: float = 3.0,
-        bandwidth_mode: str = "median",
-        reg: float = 0.1,
-        iters: int = 3,
-        center_grads: bool = False,
-        normalize: str = "none",
-        tuning_metric: str = "mse",
-        backend: str = "auto",
-        regime: str = "auto",
-        memory_budget: int | None = None,
-    ):
-        for name, value in (("bandwidth", bandwidth), ("reg", reg)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, came {value}")
-        if iters < 1:
-            raise ValueError(f"iters must be at least 1, came {iters}")
-        for name, value, choices in (
-            ("bandwidth_mode", bandwidth_mode, BANDWIDTH_MODES),
-            ("normalize", normalize, NORMALIZATIONS),
-            ("tuning_metric", tuning_metric, TUNING_METRICS),
+    bandwidth: float = 3.0
+    bandwidth_mode: str = "median"
+    reg: float = 0.1
+    iters: int = 3
+    center_grads: bool = False
+    normalize: str = "none"
+    tuning_metric: str = "mse"
+    backend: str = "auto"
+    regime: str = "auto"
+    memory_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth", "reg"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, came {getattr(self, name)}")
+        if self.iters < 1:
+            raise ValueError(f"iters must be at least 1, came {self.iters}")
+        for name, choices in (
+            ("bandwidth_mode", BANDWIDTH_MODES),
+            ("normalize", NORMALIZATIONS),
+            ("tuning_metric", TUNING_METRICS),
+            ("backend", BACKENDS),
         ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {choices}, came {value!r}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {BACKENDS}, came {backend!r}")
-        plan(2, 1, regime=regime, memory_budget=memory_budget or 1 << 40)  # checks both names
-        self.bandwidth, self.bandwidth_mode, self.reg = bandwidth, bandwidth_mode, reg
-        self.iters, self.center_grads, self.normalize = iters, center_grads, normalize
-        self.tuning_metric, self.backend = tuning_metric, backend
-        self.regime, self.memory_budget = regime, memory_budget
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, came {getattr(self, name)!r}")
+        plan(2, 1, regime=self.regime, memory_budget=self.memory_budget or 1 << 40)  # checks both
 
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments that decide the result, for provenance."""
-        return {name: getattr(self, name) for name in NAMES}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _HOW}
 
     def unfitted(self) -> RFM:
         """A new machine with the same arguments."""
-        return RFM(
-            **self.settings,
-            backend=self.backend,
-            regime=self.regime,
-            memory_budget=self.memory_budget,
-        )
+        return replace(self)
 
     def fit(
         self,

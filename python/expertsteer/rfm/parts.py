@@ -18,11 +18,7 @@ from .streamed import StreamedFits
 
 
 def fit_parts(
-    where: slice,
-    given: Problems,
-    held: Problems | None,
-    settings: tuple[Setting, ...],
-    *shared,
+    where: slice, given: Problems, held: Problems | None, settings: tuple[Setting, ...], *shared
 ) -> list[Part]:
     """The chunk in lockstep; one problem at a time where a setting fails for some of them."""
 

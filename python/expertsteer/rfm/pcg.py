@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..support.numbers import setting, short
+from ..support.tensors import permutation
 from .tiles import KernelTiles
 
 MOST_ITERATIONS = 1000
@@ -27,9 +28,7 @@ class Nystrom:
 
     def __init__(self, tiles: KernelTiles, reg: float, rank: int):
         n = len(tiles.points)
-        device = tiles.points.device
-        generator = torch.Generator().manual_seed(1)
-        chosen = torch.randperm(n, generator=generator, device="cpu")[:rank].to(device)
+        chosen = permutation(n, seed=1)[:rank].to(tiles.points.device)
         columns = tiles.columns(chosen)  # [n, r]
         core = columns[chosen].double()
         core = (core + core.T) / 2
@@ -87,9 +86,7 @@ def solve_iteratively(tiles: KernelTiles, y: Tensor, reg: float, rank: int) -> t
     if best > 1e4 * eps:
         raise NotSolvedError(
             f"conjugate gradients stopped at a relative residual of {short(float(best), 2)} after "
-            f"{iteration} "
-            f"iterations at reg={setting(reg)}; raise reg, give float64 states, or raise "
-            "memory_budget so "
-            "that a factorisation fits"
+            f"{iteration} iterations at reg={setting(reg)}; raise reg, give float64 states, or "
+            "raise memory_budget so that a factorisation fits"
         )
     return kept.to(y.dtype), iteration

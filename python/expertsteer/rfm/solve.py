@@ -37,8 +37,7 @@ def solve_raising_ridge(
     raise ValueError(
         f"the kernel matrix of problems {failed.nonzero().flatten().tolist()} is not finite or not "
         f"positive definite even at a ridge of {setting(float(ridge.max()))}: the states' scale "
-        "overflows "
-        "their type; give float64 states"
+        "overflows their type; give float64 states"
     )
 
 
@@ -48,9 +47,8 @@ def warn_of_raised_ridges(asked: Tensor, taken: Tensor) -> None:
     if bool(raised.any()):
         warnings.warn(
             f"the kernel matrix of problems {raised.nonzero().flatten().tolist()} was not positive "
-            "definite at their reg; the ridge was raised to at most "
-            f"{setting(float(taken.max()))} (see "
-            "ridge_). Raise reg, or give float64 states",
+            f"definite at their reg; the ridge was raised to at most {setting(float(taken.max()))} "
+            "(see ridge_). Raise reg, or give float64 states",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .feature import MetricFits
-from .fits import require_gradients
 from .gram import Operations
 from .pcg import NotSolvedError, solve_iteratively
 from .plan import Plan, streamed_shape
@@ -57,12 +56,7 @@ class StreamedFits(MetricFits):
                 break
             metric = self._outer_product(tiles, alpha, seen).unsqueeze(0)
             del tiles
-            largest = metric.diagonal(dim1=-2, dim2=-1).amax(dim=-1)
-            lost = ~(torch.isfinite(largest) & (largest > 0))
-            require_gradients(lost, self.factor, self.options.bandwidth_mode)
-            if self.options.normalize == "max":
-                metric = metric / largest.view(-1, 1, 1)
-            self._keep_first_agop(metric)
+            metric = self._next_metric(metric)
             seen = points @ metric[0]
         return self
 

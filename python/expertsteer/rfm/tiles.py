@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.products import times_transposed
+from ..support.tensors import permutation
 
 SAMPLE = 1024  # rows among whose distances the median is first looked for
 BRACKET = 0.01  # share of the distances gathered on either side of it
@@ -145,9 +146,7 @@ class KernelTiles:
         """
         n = len(self.points)
         rank = (n * (n - 1) // 2 - 1) // 2
-        generator = torch.Generator().manual_seed(0)
-        sample = torch.randperm(n, generator=generator, device="cpu")[:SAMPLE]
-        between = self._sampled(sample.to(self.points.device))
+        between = self._sampled(permutation(n, seed=0)[:SAMPLE].to(self.points.device))
         reach = BRACKET
         while True:
             low, high = self._quantiles(between, 0.5 - reach, 0.5 + reach)

@@ -64,14 +64,7 @@ def capture(
     if not isinstance(contrast, ContrastSet):
         raise ValueError(f"contrast must be a ContrastSet, came {type(contrast).__name__}")
     reader = Reader(
-        model,
-        tokenizer,
-        layers=layers,
-        position=position,
-        batch_size=batch_size,
-        dtype=dtype,
-        max_length=max_length,
-        decoder_layers=decoder_layers,
+        model, tokenizer, layers, position, batch_size, dtype, max_length, decoder_layers
     )
     tokens, cut = reader.tokens(contrast)
     warn_of_cut(cut, len(contrast), max_length, stacklevel=2)

@@ -121,9 +121,8 @@ def read_manifest(header: dict[str, Any], path: Path) -> Manifest:
         raise ArtifactError(f"{path}: shard_examples, examples and width must be positive")
     if manifest.shards > MOST_SHARDS:
         raise ArtifactError(
-            f"{path} names {count(manifest.examples)} examples in {count(manifest.shards)} "
-            "shards; at most "
-            f"{count(MOST_SHARDS)} shards are read"
+            f"{path} names {count(manifest.examples)} examples in {count(manifest.shards)} shards; "
+            f"at most {count(MOST_SHARDS)} shards are read"
         )
     dtype = getattr(torch, manifest.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

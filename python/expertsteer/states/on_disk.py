@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..contrast.contrast_set import ContrastSet
 from ..contrast.examples import Example
-from ..contrast.stream import ContrastStream, Source, Summary, parts, summarised
+from ..contrast.stream import ContrastStream, InMemory, Source, Summary, parts
 from ..models.description import hidden_size
 from ..models.identity import identity
 from ..support.paths import local_path
@@ -84,14 +84,7 @@ def capture_to(
     folder, ranks = local_path(folder, "folder"), Ranks.here()
     team = Team.of(model, ranks)
     reader = Reader(
-        model,
-        tokenizer,
-        layers=layers,
-        position=position,
-        batch_size=batch_size,
-        dtype=dtype,
-        max_length=max_length,
-        decoder_layers=decoder_layers,
+        model, tokenizer, layers, position, batch_size, dtype, max_length, decoder_layers
     )
     source = _source(contrast)
     with ExitStack() as held:
@@ -136,31 +129,13 @@ def _source(contrast: Any) -> Source:
     if isinstance(contrast, (str, os.PathLike)):
         return ContrastStream.from_file(contrast)
     if isinstance(contrast, ContrastSet):
-        return _InMemory(contrast)
+        return InMemory("ContrastSet", contrast.numbered)
     if isinstance(contrast, Source):
         return contrast
     raise ValueError(
         "contrast must be a ContrastSet, a ContrastStream or the path of a file, came "
         f"{type(contrast).__name__}"
     )
-
-
-class _InMemory:
-    """A `ContrastSet` with the face of a stream; a subset may hold a single label."""
-
-    name = "ContrastSet"
-
-    def __init__(self, contrast: ContrastSet):
-        self._contrast = contrast
-
-    def __iter__(self) -> Iterator[Example]:
-        return self._contrast.numbered()
-
-    def summary(self) -> Summary:
-        return summarised(self)
-
-    def told(self, summary: Summary) -> None:
-        pass
 
 
 def _digest_of_tokens(reader: Reader, source: Iterable[Example]) -> str:

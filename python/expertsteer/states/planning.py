@@ -39,8 +39,7 @@ def begun(folder: Path, wanted: Manifest, batch_size: int) -> tuple[Shards, bool
         if shards.manifest.shards > MOST_SHARDS:
             raise ValueError(
                 f"shard_examples: {count(shards.manifest.shards)} shards of {size} examples are "
-                "more "
-                f"than {count(MOST_SHARDS)}; give a larger number"
+                f"more than {count(MOST_SHARDS)}; give a larger number"
             )
     shards.clear_temporary()
     return shards, anew
@@ -79,8 +78,7 @@ def plan(shards: Shards, missing: list[int], copies: int) -> str:
     models = f"{copies} copies" if copies > 1 else "1 copy"
     return (
         f"capture: {count(examples)} examples x {layers} layers x {width} in "
-        f"{shards.manifest.dtype}: "
-        f"{size_text(_bytes_of(shards.manifest, examples))} on disk ({size_text(free)} free) in "
-        f"{count(shards.manifest.shards)} shard(s){already}; {models} of "
-        f"the model, each beside at most {size_text(held)} of states in memory"
+        f"{shards.manifest.dtype}: {size_text(_bytes_of(shards.manifest, examples))} on disk "
+        f"({size_text(free)} free) in {count(shards.manifest.shards)} shard(s){already}; {models} "
+        f"of the model, each beside at most {size_text(held)} of states in memory"
     )

@@ -35,7 +35,6 @@ class Reader:
         self,
         model: nn.Module,
         tokenizer: Any,
-        *,
         layers: int | Iterable[int] | None,
         position: str | int,
         batch_size: int,

@@ -37,7 +37,7 @@ from ..support.reading import (
     reading,
 )
 from ..support.telling import tell
-from ..support.writing import replacing
+from ..support.writing import replacing, write_text
 from .manifest import Manifest, read_manifest
 from .tensor_files import COLUMNS, StateFiles, shape_and_type
 
@@ -66,8 +66,7 @@ class Shards:
     def write_manifest(self) -> None:
         document = {"format": f"expertsteer.{KIND}", "format_version": FORMAT_VERSION}
         document |= asdict(self.manifest) | {"number": self.manifest.number}
-        with replacing(self.folder / MANIFEST, durable=True) as temporary:
-            temporary.write_text(to_json(document) + "\n", "utf-8")
+        write_text(self.folder / MANIFEST, to_json(document) + "\n", durable=True)
 
     def path(self, shard: int) -> Path:
         return self.folder / f"states-{shard:05d}.safetensors"

@@ -85,10 +85,7 @@ def _rendered(tokenizer: Any, index: int, example: Example) -> str:
 
 
 def require_fitting(
-    rows: Sequence[Sequence[int]],
-    vocabulary: int | None,
-    positions: int | None,
-    first: int = 0,
+    rows: Sequence[Sequence[int]], vocabulary: int | None, positions: int | None, first: int = 0
 ) -> None:
     """Raise ``ValueError`` for token ids or lengths that the model has no embedding for.
 

@@ -203,11 +203,9 @@ class Bank:
                 if not total < MOST_ADDED:
                     raise ValueError(
                         f"strength {setting(strength)} adds a norm of {short(float(norm), 3)} at "
-                        f"layer {layer} (up to "
-                        f"there {short(float(total), 3)} in all); beyond {setting(MOST_ADDED)} "
-                        "the squares that "
-                        "the model's norms take are not finite, and its logits may all be zero; "
-                        "lower the strength"
+                        f"layer {layer} (up to there {short(float(total), 3)} in all); beyond "
+                        f"{setting(MOST_ADDED)} the squares that the model's norms take are not "
+                        "finite, and its logits may all be zero; lower the strength"
                     )
 
     def _shared(self, device: torch.device, wide: torch.dtype) -> dict[str, Tensor]:

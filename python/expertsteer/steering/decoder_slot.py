@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..models.caches import find_cache
 from ..models.decoder import config_depth
-from ..models.stand_ins import Unmovable
+from ..models.stand_ins import MethodSlot, Unmovable
 from ..ops.steering.reference import displacements
 from ..support.tracing import is_traced
 from .checkpointing import watch
@@ -151,17 +151,15 @@ def _traced_decoder(self: DecoderSlot, *args: Any, **kwargs: Any) -> Any:
 set_traced_call(DecoderSlot, _traced_decoder)
 
 
-class FoldedDecoderSlot(Unmovable):
+class FoldedDecoderSlot(MethodSlot):
     """The decoder's forward where the vectors are biases: looks at what came out, and no more.
 
     The first pass also looks whether the steered layers run at all.
     """
 
     def __init__(self, steering: State, original: Callable):
-        functools.update_wrapper(self, original)
-        self.steering, self.original = steering, original
-        self.names = tuple(inspect.signature(original).parameters)
-        self.off, self.first = False, True
+        super().__init__(steering, original)
+        self.first = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.off:
@@ -180,8 +178,7 @@ class FoldedDecoderSlot(Unmovable):
             here.folded = outer
         if not self.steering.watch:
             return output
-        inputs = dict(zip(self.names, args)) | kwargs if args else kwargs
-        _require_finite(self.steering, output, inputs)
+        _require_finite(self.steering, output, self.inputs(args, kwargs))
         return output
 
     def _first(self, *args: Any, **kwargs: Any) -> Any:

@@ -45,10 +45,9 @@ def require_length(steering: State, hidden: Tensor, inputs: Mapping[str, Any]) -
     """
     if _real((hidden == 0).all(dim=-1), inputs):
         raise RuntimeError(
-            f"strength {setting(steering.bank.strength)} of operation {steering.operation!r} "
-            "makes states "
-            "so long that the squares in the model's norms are not finite, and its output zero; "
-            "lower the strength"
+            f"strength {setting(steering.bank.strength)} of operation {steering.operation!r} makes "
+            "states so long that the squares in the model's norms are not finite, and its output "
+            "zero; lower the strength"
         )
 
 
@@ -60,9 +59,8 @@ def _raise(steering: State, broken: int | None, dtype: torch.dtype) -> None:
     raise RuntimeError(
         f"strength {setting(bank.strength)} makes the states not finite{where}: the largest vector "
         f"up to there, at layer {layer}, adds a norm of {short(float(size), 3)} in {dtype}, which "
-        "holds "
-        f"up to {short(float(torch.finfo(dtype).max), 3)}; lower the strength, or load the model "
-        "in a wider type"
+        f"holds up to {short(float(torch.finfo(dtype).max), 3)}; lower the strength, or load the "
+        "model in a wider type"
     )
 
 

@@ -42,8 +42,7 @@ def checked_positions(positions: Any) -> Positions:
     came = tuple(given.shape) if isinstance(given, Tensor) else repr(positions)
     raise ValueError(
         f"positions must be one of {POSITIONS}, a mask [batch or 1, length] over the tokens (which "
-        "expertsteer.tokens_at makes of their indices), or a function of their places; came "
-        f"{came}"
+        f"expertsteer.tokens_at makes of their indices), or a function of their places; came {came}"
     )
 
 

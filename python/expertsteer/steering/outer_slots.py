@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.caches import find_cache
 from ..models.decoder import text_config
-from ..models.stand_ins import Unmovable
+from ..models.stand_ins import MethodSlot
 from .given_positions import UnsteeredWarning
 from .positions import Outer
 from .prompt import Prompt
@@ -23,13 +20,8 @@ from .state import State
 CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
 
-class GenerateSlot(Unmovable):
+class GenerateSlot(MethodSlot):
     """``generate``: remembers the prompt, so that later passes know which tokens are new."""
-
-    def __init__(self, steering: State, original: Callable):
-        functools.update_wrapper(self, original)
-        self.steering, self.original = steering, original
-        self.off = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.off:
@@ -45,23 +37,17 @@ class GenerateSlot(Unmovable):
         return output
 
 
-class OuterSlot(Unmovable):
+class OuterSlot(MethodSlot):
     """The forward of a model that prepares what its decoder gets: notes what came from outside.
 
     Models with several modalities make the decoder's masks themselves, and adapters put virtual
     tokens before the text.
     """
 
-    def __init__(self, steering: State, original: Callable):
-        functools.update_wrapper(self, original)
-        self.steering, self.original = steering, original
-        self.names = tuple(inspect.signature(original).parameters)
-        self.off = False
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.off:
             return self.original(*args, **kwargs)
-        inputs = dict(zip(self.names, args)) | kwargs if args else kwargs
+        inputs = self.inputs(args, kwargs)
         mask = inputs.get("attention_mask")
         if torch.compiler.is_compiling():
             positions = self.steering.traced
@@ -77,13 +63,8 @@ class OuterSlot(Unmovable):
             here.outer = before
 
 
-class ContinuousSlot(Unmovable):
+class ContinuousSlot(MethodSlot):
     """A method of continuous batching: refused where steering needs to know each prompt."""
-
-    def __init__(self, steering: State, original: Callable):
-        functools.update_wrapper(self, original)
-        self.steering, self.original = steering, original
-        self.off = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         reason = None if self.off else self.steering.why_not_everywhere()
@@ -157,15 +138,11 @@ def _tell_unsteered(steering: State, prompt: Prompt, tokens: Tensor | None) -> N
     )
 
 
-class TrainSlot(Unmovable):
+class TrainSlot(MethodSlot):
     """The decoder's ``train`` where vectors are biases: dropout would drop them from now on.
 
     Each pass looks as well, but one that is compiled could no longer go over to slots then.
     """
-
-    def __init__(self, steering: State, original: Callable):
-        functools.update_wrapper(self, original)
-        self.steering, self.original, self.off = steering, original, False
 
     def __call__(self, mode: bool = True) -> Any:
         module, steering = self.original(mode), self.steering

@@ -59,11 +59,7 @@ def token_mask(
     everywhere = isinstance(positions, str) and positions == "all"
     strict = not everywhere or _known_padding(given, prompt)
     placed = prompt.place(
-        inputs,
-        shape[1],
-        outer_tokens=outer and outer.tokens,
-        alone=alone,
-        strict=strict,
+        inputs, shape[1], outer_tokens=outer and outer.tokens, alone=alone, strict=strict
     )
     if prompt.length is None and outer is not None:
         placed = _within_outer(placed, outer, shape[1])
@@ -220,11 +216,7 @@ def _outside_generate(positions, valid, place, offset, shape, inputs) -> Tensor:
 
 
 def _not_padding(
-    mask: Any,
-    prompt: Prompt,
-    shape: tuple[int, int],
-    placed: Placed,
-    device: torch.device,
+    mask: Any, prompt: Prompt, shape: tuple[int, int], placed: Placed, device: torch.device
 ) -> Tensor | None:
     """``[batch, tokens]`` bool from the attention mask, ``None`` where nothing is padding."""
     batch, tokens = shape

@@ -219,11 +219,7 @@ class Prompt:
         return min(fits, key=lambda s: s.turn, default=None)
 
     def _begin(
-        self,
-        offset: int | Tensor,
-        inputs: Mapping[str, Any],
-        tokens: int,
-        outer_tokens: int | None,
+        self, offset: int | Tensor, inputs: Mapping[str, Any], tokens: int, outer_tokens: int | None
     ) -> Track:
         """A sequence that no pass has shown before."""
         if self.length is not None and not self.tracks:
@@ -244,11 +240,7 @@ class Prompt:
         return begun
 
     def _virtual(
-        self,
-        offset: int | Tensor,
-        inputs: Mapping[str, Any],
-        tokens: int,
-        outer_tokens: int | None,
+        self, offset: int | Tensor, inputs: Mapping[str, Any], tokens: int, outer_tokens: int | None
     ) -> int:
         """How many tokens the first pass has, and its cache, that the caller did not give."""
         prefix = offset if isinstance(offset, int) and not self.cached else 0

@@ -44,11 +44,9 @@ class Watched:
         if finite is not None and not bool(finite):
             layer, size = largest(bank, bank.layers)
             raise RuntimeError(
-                f"states were not finite at strength {setting(bank.strength)}; the largest "
-                "vector, at "
-                f"layer {layer}, adds a norm of {short(float(size), 3)}; lower the strength, load "
-                "the model in "
-                "a wider type, or look whether it is finite unsteered"
+                f"states were not finite at strength {setting(bank.strength)}; the largest vector, "
+                f"at layer {layer}, adds a norm of {short(float(size), 3)}; lower the strength, "
+                "load the model in a wider type, or look whether it is finite unsteered"
             )
 
 

@@ -32,7 +32,7 @@ from safetensors.torch import load, save_file
 from .digests import digests, require_equal
 from .paths import local_path
 from .reading import OBJECT, ArtifactError, checked_field, load_json, optional, read_bytes, reading
-from .writing import replacing, saving_into
+from .writing import replacing, saving_into, write_text
 
 FORMAT_VERSION = 1
 _TRIES = 100  # of a reader beside writers that never rest
@@ -85,8 +85,7 @@ def write_artifact(
             metadata[_REPLACES] = _digest(header_path.read_bytes())
         with replacing(tensor_path) as temporary:
             save_file(owned, temporary, metadata=metadata)
-        with replacing(header_path) as temporary:
-            temporary.write_text(text + "\n", "utf-8")
+        write_text(header_path, text + "\n")
     return folder
 
 
@@ -174,11 +173,7 @@ def _settled(paths: tuple[Path, ...], attempt: Callable[[], Read]) -> Read:
 
 
 def _agreed(
-    path: Path,
-    kind: str,
-    metadata: dict[str, str],
-    header: bytes | None,
-    sha256: Callable[[], str],
+    path: Path, kind: str, metadata: dict[str, str], header: bytes | None, sha256: Callable[[], str]
 ) -> dict[str, Any]:
     """The document of an artefact, after its file and the json beside it said the same."""
     text, beside = metadata.get(_DOCUMENT), path.with_suffix(".json")

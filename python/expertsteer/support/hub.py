@@ -48,8 +48,14 @@ def push(
     return str(done)
 
 
-def download(repo_id: str, revision: str | None, kind: str) -> Path:
-    """The folder of a downloaded artefact.
+def download(
+    argument: str, repo_id: str, revision: str | None, told: str = "", **patterns: list[str]
+) -> Path:
+    """The folder of a downloaded repository.
+
+    Args:
+        argument: what the error calls ``repo_id``; told: what it says behind "repository".
+        patterns: ``allow_patterns`` or ``ignore_patterns`` of the files.
 
     Raises:
         ValueError: no such repository or revision, or no way to reach it.
@@ -58,11 +64,9 @@ def download(repo_id: str, revision: str | None, kind: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        names = [f"{kind}.safetensors", f"{kind}.json"]
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=names))
+        return Path(snapshot_download(repo_id, revision=revision, **patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        at = "" if revision is None else f" with a revision {revision!r}"
         raise ValueError(
-            f"folder_or_hub_id {repo_id!r} is neither a folder here nor a Hub repository{at} that "
+            f"{argument} {repo_id!r} is neither a folder here nor a Hub repository{told} that "
             f"could be downloaded: {error}"
         ) from error

@@ -34,6 +34,12 @@ def normal_draws(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> 
     return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
 
 
+def permutation(count: int, seed: int) -> Tensor:
+    """The numbers from 0 in an order drawn on the CPU, the same for the same seed everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator, device="cpu")
+
+
 def require_constants(vectors: Mapping[int, Tensor]) -> None:
     """No vector that somebody learns.
 

@@ -15,11 +15,7 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 
 # What the compiled decoder slot asks in each pass, see `csrc/slots/dlpack_view.h`.
-RECORDERS = (
-    torch._C._get_tracing_state,
-    torch._C._len_torch_dispatch_stack,
-    vars(forward_ad),
-)
+RECORDERS = (torch._C._get_tracing_state, torch._C._len_torch_dispatch_stack, vars(forward_ad))
 
 
 def is_traced(value: Any) -> bool:

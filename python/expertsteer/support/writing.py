@@ -54,6 +54,12 @@ def replacing(
         temporary.replace(path)
 
 
+def write_text(path: Path, text: str, **options: bool) -> None:
+    """A text in UTF-8, lines ending in one character, in the place of a file; see `replacing`."""
+    with replacing(path, **options) as temporary:
+        temporary.write_text(text, "utf-8", newline="\n")
+
+
 @contextmanager
 def appearing(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name ``out`` when that is done; ``out`` must not exist, or

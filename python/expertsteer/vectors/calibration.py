@@ -84,7 +84,6 @@ def stored_strength(
             f"({type(error).__name__}: {error}); {way_out}"
         ) from error
     raise ValueError(
-        f"strength='auto': no stored calibration is of these vectors at layers {layers} "
-        f"with operation {operation!r}; stored are {known}, of the vectors as they were then; "
-        f"{way_out}"
+        f"strength='auto': no stored calibration is of these vectors at layers {layers} with "
+        f"operation {operation!r}; stored are {known}, of the vectors as they were then; {way_out}"
     )

@@ -236,13 +236,14 @@ class SteeringVectors:
         """
         folder = local_path(folder_or_hub_id, "folder_or_hub_id")
         if not folder.is_dir():
-            folder = download(str(folder_or_hub_id), revision, KIND)
+            at = "" if revision is None else f" with a revision {revision!r}"
+            names = [f"{KIND}.safetensors", f"{KIND}.json"]
+            name = str(folder_or_hub_id)
+            folder = download("folder_or_hub_id", name, revision, at, allow_patterns=names)
         tensors, header = read_artifact(folder, KIND)
         where = folder / f"{KIND}.safetensors"
-        width, layers = (
-            checked_field(header, "width", WHOLE, where),
-            checked_field(header, "layers", _LAYERS, where),
-        )
+        width = checked_field(header, "width", WHOLE, where)
+        layers = checked_field(header, "layers", _LAYERS, where)
         scales = checked_field(header, "scales", by_name(NUMBER), where)
         metadata = checked_field(header, "metadata", OBJECT, where)
         for side in ("expert", "target"):

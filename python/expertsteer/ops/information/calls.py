@@ -25,11 +25,6 @@ def gaussian_information(x: Tensor, y: Tensor, *, backend: str = "auto") -> Tens
     return choose("gaussian_information", backend, x.device, x.dtype)(x, y)
 
 
-def shrunk_gaussian_information(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """`reference.shrunk_gaussian_information`, for more components than rows can carry."""
-    return reference.shrunk_gaussian_information(x, y)
-
-
 KSG_TILE_BYTES = 256 * 2**20  # distances of all layers held at once
 
 

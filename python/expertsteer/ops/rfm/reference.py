@@ -146,7 +146,7 @@ def gradient_rows(
     """``T_c right`` for every output c, with ``T_c = diag(W alpha_c) - W diag(alpha_c)``.
 
     ``-T_c X M`` holds the gradients of output c at the training points, so ``right = X M X^T``
-    gives their inner products with the points.
+    gives their inner products with the points, and ``right = X M`` the gradients themselves.
 
     Args:
         weights: ``[B, n, n]``; alpha: ``[B, n, C]``; right: ``[B, n, m]``.

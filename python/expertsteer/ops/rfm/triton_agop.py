@@ -146,20 +146,12 @@ def rows_and_sums(
     sizes: Tensor | None = None,
     config: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``T_c right`` for every output c, and the row sums ``W alpha``, from one kernel.
+    """`reference.gradient_rows` in float32, and the row sums ``W alpha [B, n, C]``, by one kernel.
 
-    ``-T_c X M`` holds the gradients of output c at the points, so ``right = P = X M X^T`` gives
-    their inner products with the points, and ``right = X M`` the gradients themselves.
+    What the padding holds does not matter.
 
     Args:
-        weights: ``[B, n, n]``; alpha: ``[B, n, C]``; right: ``[B, n, m]``; all float32.
-        centre: ``[B]`` bool, the problems whose mean over outputs and valid points is subtracted.
-        sizes: ``[B]`` integers; points from ``sizes[b]`` on are padding, whatever they hold: they
-            count for nothing and their rows are zero.
         config: one of `ROW_TILES`; chosen from the shape unless given.
-
-    Returns:
-        Rows ``[B, C, n, m]`` and row sums ``[B, n, C]``, float32.
     """
     weights, alpha, right = weights.contiguous(), alpha.contiguous(), right.contiguous()
     sizes = None if sizes is None else sizes.contiguous()

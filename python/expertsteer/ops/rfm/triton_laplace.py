@@ -147,24 +147,17 @@ def laplace(
     distances: bool = False,
     config: Tile | None = None,
 ) -> tuple[Tensor, ...]:
-    """Laplace kernel of a Gram matrix and the weights of its gradient.
-
-    ``D_ij = sqrt(P_ii + P_jj - 2 P_ij)``, ``K_ij = exp(-D_ij / L)`` and ``W_ij = K_ij / (L D_ij)``,
-    zero where ``D_ij < eps L``. All are symmetric to the last bit, the diagonals of D and W zero
-    and that of K one, exactly.
+    """`reference.laplace` in float32; both triangles are written, symmetric to the last bit, the
+    diagonals of D and W zero and that of K one, exactly.
 
     Args:
-        gram: ``[B, n, n]`` float32; where it is symmetric to rounding only, its upper triangle
-            decides.
-        bandwidth: ``[B]`` float32, ``L > 0``.
-        sizes: ``[B]`` integers; points from ``sizes[b]`` on are padding, whatever they hold. There
-            D and W are zero and K is the identity, so that it stays positive definite.
-        eps: distance, in bandwidths, below which two points count as one.
+        gram: where it is symmetric to rounding only, its upper triangle decides.
+        sizes: what the padding holds does not matter; D is zero there.
         distances: also return D.
         config: one of `GRAM_TILES`; chosen from the shape unless given.
 
     Returns:
-        ``K, W`` or ``K, W, D``, each ``[B, n, n]`` float32.
+        ``K, W`` or ``K, W, D``, each ``[B, n, n]``.
     """
     gram, sizes = gram.contiguous(), None if sizes is None else sizes.contiguous()
     batch, n, _ = gram.shape
@@ -197,20 +190,12 @@ def laplace_points(
     eps: float = 1e-10,
     config: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`laplace` between two sets of points, whose Gram matrix is never written.
+    """`reference.laplace_points` in float32; the Gram matrix is never written.
 
-    ``D_ij = sqrt(max(0, left_norms_i + right_norms_j - 2 <left_i, right_j>))``: the distance in the
-    metric M for ``left = Z M``, ``right = X`` and the norms ``z M z^T`` and ``x M x^T``.
+    Rounding leaves equal points about ``sqrt(1e-7)`` of their norm apart: centre the points first.
 
     Args:
-        left: ``[B, m, d]``; right: ``[B, n, d]``; left_norms: ``[B, m]``; right_norms: ``[B, n]``;
-            bandwidth: ``[B]``, ``L > 0``; all float32.
-        eps: distance, in bandwidths, below which two points count as one. Rounding leaves equal
-            points about ``sqrt(1e-7)`` of their norm apart: centre the points first.
         config: one of `POINT_TILES`; chosen from the shape unless given.
-
-    Returns:
-        ``K, W``, each ``[B, m, n]`` float32.
     """
     left, right = left.contiguous(), right.contiguous()
     (batch, m, d), n = left.shape, right.shape[1]

@@ -28,15 +28,8 @@ def steer(
             a row lies outside the table (not checked under a compiler or a graph capture).
         BackendError: ``backend`` cannot serve the call.
     """
-    check_steer(hidden, table, rows, strengths, mask, operation, gates, thresholds, inverse_norms)
-    return choose("steer", backend, hidden.device, hidden.dtype)(
-        hidden,
-        table,
-        rows,
-        strengths,
-        mask,
-        operation=operation,
-        gates=gates,
-        thresholds=thresholds,
-        inverse_norms=inverse_norms,
-    )
+    given = (hidden, table, rows, strengths, mask)
+    options = {"gates": gates, "thresholds": thresholds, "inverse_norms": inverse_norms}
+    check_steer(*given, operation, **options)
+    chosen = choose("steer", backend, hidden.device, hidden.dtype)
+    return chosen(*given, operation=operation, **options)

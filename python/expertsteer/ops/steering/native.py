@@ -28,19 +28,10 @@ def steer(
     out of place, and a ``hidden`` whose elements share memory (an expanded batch) is copied first:
     use the returned tensor.
     """
-    given = (hidden, table, rows, strengths, mask, gates, thresholds)
-    if _is_followed([t for t in given if t is not None]):
-        return reference.steer(
-            hidden,
-            table,
-            rows,
-            strengths,
-            mask,
-            operation=operation,
-            gates=gates,
-            thresholds=thresholds,
-            inverse_norms=inverse_norms,
-        )
+    given = (hidden, table, rows, strengths, mask)
+    if _is_followed([t for t in (*given, gates, thresholds) if t is not None]):
+        options = {"gates": gates, "thresholds": thresholds, "inverse_norms": inverse_norms}
+        return reference.steer(*given, operation=operation, **options)
     if _shares_memory(hidden):
         hidden = hidden.clone(memory_format=torch.contiguous_format)
     if inverse_norms is None and (gates is not None or operation in ("remove", "clamp")):
