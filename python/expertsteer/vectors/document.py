@@ -23,8 +23,7 @@ def described(
         }
         if layer in partner:
             row, pair = partner[layer]
-            entry |= {"expert_layer": pair["expert_layer"], "nats": pair["nats"]}
-            entry |= {name: values[row] for name, values in figures.items()}
+            entry |= pair | {name: values[row] for name, values in figures.items()}
         layers.append(entry)
     width = next(iter(vectors.values())).numel()
     return {"width": width, "layers": layers, "metadata": metadata}
@@ -38,7 +37,10 @@ def _partners(metadata: dict[str, Any]) -> tuple[dict[int, tuple[int, dict]], di
     """
     with understanding("pairing"):
         pairs = metadata.get("pairing", {}).get("pairs", [])
-        partner = {p["target_layer"]: (row, p) for row, p in enumerate(pairs)}
+        partner = {
+            p["target_layer"]: (row, {"expert_layer": p["expert_layer"], "nats": p["nats"]})
+            for row, p in enumerate(pairs)
+        }
         figures = metadata.get("figures", {})
         for name, values in figures.items():
             if len(values) < len(pairs):
