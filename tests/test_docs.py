@@ -2,26 +2,19 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
 
 import expertsteer as es
 from expertsteer.export.families import families_table
+from helpers import ROOT
 from helpers.command import run
-from helpers.documents import FENCE, blocks, run_block, run_blocks
+from helpers.documents import FENCE, PAGES, README, blocks, name_of, run_block, run_blocks
 from helpers.steered_models import llama, tokens, vectors
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
 AFTER = [page for page in PAGES if page.name != "tutorial.md"]
-
-
-def name_of(page):
-    return page.name
 
 
 @pytest.fixture(scope="module")

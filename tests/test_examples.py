@@ -1,11 +1,12 @@
 """Every example runs, and says what it is there to show."""
 
 import runpy
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+from helpers import ROOT
+
+EXAMPLES = ROOT / "examples"
 SHOWN = {
     "fit_and_steer.py": "what the expert knows",
     "vectors_per_request.py": "coast",

@@ -121,3 +121,8 @@ def test_an_underscore_means_this_file_only():
                 names = [n.name for n in node.names if n.name.startswith("_") and n.name != "_C"]
                 shared += [f"{file}:{node.lineno} {name}" for name in names]
     assert shared == []
+
+
+def test_files_stay_small():
+    long = {f: len((PACKAGE / f).read_text("utf-8").splitlines()) for f in files()}
+    assert {f: lines for f, lines in long.items() if lines > 300} == {}

@@ -4,25 +4,21 @@ import importlib.metadata
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import expertsteer
 from expertsteer.steering.contradictions import TESTED
+from helpers import ROOT
+from helpers.command import python
 
-ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
-
-
-def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
 def test_import_loads_neither_transformers_nor_matplotlib():
     code = "import sys, expertsteer; print({'transformers', 'matplotlib'} & set(sys.modules))"
-    assert run_python(code).stdout.strip() == "set()"
+    assert python("-c", code).strip() == "set()"
 
 
 def test_the_operations_resolve_and_load_no_triton():
@@ -30,7 +26,7 @@ def test_the_operations_resolve_and_load_no_triton():
         "import sys, expertsteer.ops as ops\n"
         "print(all(hasattr(ops, name) for name in ops.__all__), 'triton' in sys.modules)"
     )
-    assert run_python(code).stdout.split() == ["True", "False"]
+    assert python("-c", code).split() == ["True", "False"]
 
 
 def test_every_public_name_resolves_and_no_submodule_hides_one():
@@ -39,7 +35,7 @@ def test_every_public_name_resolves_and_no_submodule_hides_one():
         "assert callable(es.align) and callable(es.capture) and callable(es.attach)\n"
         "print(all(getattr(es, name) is not None for name in es.__all__), 'align' in dir(es))"
     )
-    assert run_python(code).stdout.split() == ["True", "True"]
+    assert python("-c", code).split() == ["True", "True"]
 
 
 def test_unknown_names_are_attribute_errors():

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from test_docs import PAGES, README, ROOT, name_of
+from helpers import ROOT
+from helpers.documents import PAGES, README, name_of
 from test_layers import FOLDERS, PACKAGE
 
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"

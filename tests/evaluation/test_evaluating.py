@@ -8,20 +8,20 @@ import torch
 
 import expertsteer as es
 from expertsteer.calibration.calibrating import BudgetError
+from expertsteer.evaluation import evaluating
 from expertsteer.evaluation.comparing import compare
 from expertsteer.evaluation.comparison import UNSTEERED
 from expertsteer.evaluation.evaluating import GIVEN
 from expertsteer.evaluation.evaluation import Evaluation
-from expertsteer.evaluation.methods import DEFAULT, OWN, random_like
+from expertsteer.evaluation.methods import DEFAULT, OWN
 from expertsteer.models.scoring import mean_loss
 from helpers.divergence import one_by_one
+from helpers.equal_price import BUDGET, NEUTRAL
 from helpers.families import build
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
 
-NEUTRAL = [sentence(length, seed=length) for length in (4, 7, 5, 9)]
-BUDGET = 0.05
 NAMES = ["target's own mean difference", "expert: Procrustes, validated pairs", DEFAULT]
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 
@@ -33,25 +33,16 @@ def rows(count=30):
     ]
 
 
-@pytest.fixture(scope="module")
-def world():
-    """A target, its tokenizer, captures of both sides, and a task."""
-    tokenizer = tiny_tokenizer()
-    texts = [sentence(5 + i % 3, seed=i) for i in range(40)]
-    contrast = es.ContrastSet.from_texts(texts, [i % 2 for i in range(40)])
-    target = build("llama", layers=2).eval()
-    expert = build("gpt2", layers=2, width=16, seed=1).eval()
-    states = [es.capture(m, tokenizer, contrast, progress=False) for m in (expert, target)]
-    return target, tokenizer, states, es.MultipleChoice.from_rows(rows())
+TASK = es.MultipleChoice.from_rows(rows())
 
 
 @pytest.fixture(scope="module")
 def evaluated(world):
-    target, tokenizer, (expert, own), task = world
+    target, tokenizer, (own, _, expert) = world
     return es.evaluate(
         target,
         tokenizer,
-        task,
+        TASK,
         expert,
         own,
         NEUTRAL,
@@ -67,8 +58,8 @@ def evaluated(world):
 
 
 def test_the_comparison_is_that_of_compare(world, evaluated):
-    target, tokenizer, (expert, own), task = world
-    on = task.on(target, tokenizer, progress=False)
+    target, tokenizer, (own, _, expert) = world
+    on = TASK.on(target, tokenizer, progress=False)
     options = {"methods": [DEFAULT], "random": 2, "budget": BUDGET, "progress": False}
     alone = compare(target, expert, own, on.score, NEUTRAL, tokenizer, **options)
     for name in (UNSTEERED, "random directions, best of 2", DEFAULT):
@@ -93,13 +84,13 @@ def test_every_steered_row_has_its_curve_at_shares_of_its_strength(evaluated):
 
 
 def test_a_point_of_a_curve_is_measured_as_it_says(world, evaluated):
-    target, tokenizer, _, task = world
+    target, tokenizer, _ = world
     row, point = evaluated.comparison.row("mine"), evaluated.curves["mine"][2]
     vectors = es.SteeringVectors({1: torch.ones(32)}, {1: 2.0})
     price = one_by_one(target, tokenizer, vectors, point.strength, texts=NEUTRAL[1::2])
     assert point.divergence == pytest.approx(price, rel=1e-3) and row.layers == (1,)
     with es.attach(target, vectors, strength=point.strength):
-        score = task.on(target, tokenizer).score("test")[:, 0]
+        score = TASK.on(target, tokenizer).score("test")[:, 0]
     assert point.score == pytest.approx(float(score.mean()))
 
 
@@ -131,7 +122,7 @@ def test_the_pairing_keeps_the_effects_that_were_measured(evaluated):
 
 
 def test_settings_tell_where_everything_came_from(world, evaluated):
-    settings, (expert, _) = evaluated.settings, world[2]
+    settings, (_, _, expert) = evaluated.settings, world[2]
     assert settings["expert"] == expert.model and settings["target"]["num_layers"] == 2
     assert settings["contrast"]["examples"] == 40 and len(settings["contrast"]["hash"]) == 16
     assert settings["task"]["type"] == "MultipleChoice"
@@ -157,8 +148,8 @@ def test_the_health_of_the_fit_is_told(world, evaluated):
 
 
 def evaluate(world, **options):
-    target, tokenizer, (expert, own), task = world
-    options = {"task": task, "neutral": NEUTRAL, "random": 1, "progress": False} | options
+    target, tokenizer, (own, _, expert) = world
+    options = {"task": TASK, "neutral": NEUTRAL, "random": 1, "progress": False} | options
     options = {"budget": BUDGET, "curves": False, "expert": None, "target": None} | options
     chosen = {"expert": expert, "own": own}
     options = {n: chosen.get(v, v) if isinstance(v, str) else v for n, v in options.items()}
@@ -180,28 +171,18 @@ def test_fitted_vectors_need_no_expert(world):
     assert own.method == list(OWN)[0] == list(own.curves)[0] and len(own.curves) == 1
 
 
-def test_random_directions_like_given_vectors_have_their_layers_and_lengths():
-    given = es.SteeringVectors({0: 2 * torch.ones(9), 3: torch.ones(9)}, {0: 3.0, 3: 4.0})
-    drawn, again = random_like(given, 5), random_like(given, 5)
-    assert drawn.layers == given.layers and drawn.scales == given.scales
-    assert torch.equal(drawn.vectors[3], again.vectors[3])
-    for layer in given.layers:
-        lengths = [float(v.displacement(layer).norm()) for v in (drawn, given)]
-        assert lengths[0] == pytest.approx(lengths[1])
-
-
 def test_a_prompt_can_be_what_the_verdict_is_about(world):
     name = "prompt before the text"
     made = evaluate(world, target="own", methods=list(OWN)[:1], prompts=["w1 "], method=name)
-    target, tokenizer, _, task = world
-    scores = task.on(target, tokenizer).score("test", "w1 ")[:, 0].tolist()
+    target, tokenizer, _ = world
+    scores = TASK.on(target, tokenizer).score("test", "w1 ")[:, 0].tolist()
     assert made.method == name and list(made.comparison.row(name).values) == scores
     assert len(made.examples) == len(scores)  # all of them, so in the order of the task
     assert [e.after for e in made.examples] == scores
 
 
 def test_perplexity_has_the_price_on_neutral_text(world):
-    target, tokenizer, _, _ = world
+    target, tokenizer, _ = world
     task = es.Perplexity.from_texts([sentence(6 + i % 4, seed=i) for i in range(12)])
     made = evaluate(world, task=task, target="own", methods=list(OWN)[:1], prompts=["w1 w2 "])
     for name, prompt in ((UNSTEERED, ""), ("prompt before the text", "w1 w2 ")):
@@ -217,7 +198,7 @@ def test_perplexity_has_the_price_on_neutral_text(world):
 
 
 def test_texts_too_short_for_a_loss_are_left_out_of_every_list(world):
-    target, _, (_, own), _ = world
+    target, _, (own, *_) = world
     bare = tiny_tokenizer(bos=False)
     task = es.Perplexity.from_texts([sentence(6 + i % 4, seed=i) for i in range(12)])
     short = [NEUTRAL[0], "w3", NEUTRAL[2], NEUTRAL[1], NEUTRAL[0], NEUTRAL[3]]  # every second one
@@ -235,11 +216,11 @@ def test_texts_too_short_for_a_loss_are_left_out_of_every_list(world):
 
 
 def test_a_named_list_of_layers_reaches_every_part_of_an_evaluation(world):
-    _, tokenizer, (expert, own), task = world
+    _, tokenizer, (own, _, expert) = world
     target = build("llama", layers=2).eval()
     target.model.spare = torch.nn.ModuleList(build("llama", layers=2).model.layers)
     options = {"methods": [DEFAULT], "random": 1, "examples": 2, "progress": False}
-    arguments = (target, tokenizer, task, expert, own, NEUTRAL)
+    arguments = (target, tokenizer, TASK, expert, own, NEUTRAL)
     made = es.evaluate(*arguments, decoder_layers="model.layers", **options)
     assert made.curves[DEFAULT] and made.settings["target"]["num_layers"] == 2
     with pytest.raises(ValueError, match="decoder_layers=..."):
@@ -254,11 +235,8 @@ def test_what_was_left_out_is_counted(world):
     assert sum(made.excluded.values()) == 2
 
 
-def test_the_package_gives_the_function_and_its_result():
-    from expertsteer.evaluation.evaluating import evaluate
-
-    assert es.evaluate is evaluate
-    assert es.Evaluation is Evaluation
+def test_the_package_offers_both_by_name():
+    assert es.evaluate is evaluating.evaluate and es.Evaluation is Evaluation
 
 
 @pytest.mark.parametrize(
@@ -287,14 +265,6 @@ def test_bad_input_is_named(world, change, named):
         evaluate(world, methods=list(OWN)[:1] if "target" in change else None, **change)
 
 
-def test_a_budget_that_the_method_cannot_meet_is_an_error(world, monkeypatch):
-    from expertsteer.calibration.calibrating import calibrated
-
-    def picky(divergence, vectors, searching):
-        if "method" in vectors.metadata:  # fitted, not random
-            raise BudgetError("none")
-        return calibrated(divergence, vectors, searching)
-
-    monkeypatch.setattr("expertsteer.evaluation.equal_price.calibrated", picky)
+def test_a_budget_that_the_method_cannot_meet_is_an_error(world, no_strength_of_methods):
     with pytest.raises(BudgetError, match="met by no strength of \"target's own mean difference"):
         evaluate(world, target="own", methods=list(OWN)[:1])

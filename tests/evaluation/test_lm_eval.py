@@ -8,10 +8,11 @@ pytest.importorskip("lm_eval")
 import expertsteer as es
 from expertsteer.evaluation.harness import evaluate_lm_eval, require_tasks
 from expertsteer.evaluation.live_harness import Waiting, live_harness
-from expertsteer.export import lm_eval as exported
-from expertsteer.support.reading import ArtifactError
+from expertsteer.export import lm_eval
 from helpers import HARNESS_TASKS
+from helpers.checkpoints import save
 from helpers.families import build
+from helpers.likelihood import continued, log_probability
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
@@ -57,10 +58,7 @@ def vectors():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, model):
-    root = tmp_path_factory.mktemp("target")
-    model.save_pretrained(root)
-    tiny_tokenizer().save_pretrained(root)
-    return root
+    return save(model, tmp_path_factory.mktemp("target"))
 
 
 def test_tasks_run_without_and_with_steering_whatever_the_batch(folder, model, vectors):
@@ -134,9 +132,8 @@ def expected(model, steering, positions):
     """The same by single unpadded passes, with the tokens to steer given as an explicit mask."""
     tokenizer, values = tiny_tokenizer(), []
     for context, continuation in WORDS:
-        start = len(tokenizer(context)["input_ids"])
-        ids = tokenizer(f"{context} {continuation}")["input_ids"]
-        place = torch.arange(len(ids) - 1)
+        ids, start = continued(tokenizer, context, " " + continuation)
+        place = torch.arange(len(ids))
         chosen = {
             "all": place >= 0,
             "prompt": place < start,
@@ -144,9 +141,7 @@ def expected(model, steering, positions):
             "last": place >= start - 1,
         }[positions]
         steering.set(positions=chosen.unsqueeze(0))
-        with torch.no_grad():
-            scores = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(dim=-1)
-        values.append(sum(float(scores[i - 1, ids[i]]) for i in range(start, len(ids))))
+        values.append(log_probability(model, ids, start))
     return values
 
 
@@ -199,7 +194,7 @@ def test_the_harness_own_steered_model_gives_the_same_numbers(
 
     model, tokenizer = es.models.load(saved, device="cpu")
     strength = 1.0 if operation == "remove" else STRENGTH
-    path = exported.write(tmp_path / "v.pt", vectors, model, strength=strength, operation=operation)
+    path = lm_eval.write(tmp_path / "v.pt", vectors, model, strength=strength, operation=operation)
     theirs = SteeredModel(str(saved), str(path), device="cpu", batch_size=4, dtype="float32")
     live = live_harness(model, tokenizer, 4, progress=False)
     plain = asked(live)
@@ -223,53 +218,6 @@ def test_the_harness_own_steered_model_gives_the_same_numbers(
         )
         for row in rows:
             assert row.steered[0] == told[row.task][f"{row.metric},{row.filter}"]
-
-
-def test_the_file_holds_what_strength_one_adds_and_the_strength(tmp_path, model, vectors):
-    path = exported.write(tmp_path / "v.pt", vectors, model, strength=-0.5)
-    content = exported.read(path)
-    assert list(content) == ["layers.0", "layers.2"]
-    for layer in vectors.layers:
-        entry = content[f"layers.{layer}"]
-        assert torch.equal(entry["steering_vector"], vectors.displacement(layer))
-        assert entry["steering_coefficient"] == -0.5 and entry["action"] == "add"
-        assert entry["bias"] is None and entry["head_index"] is None
-    names = exported.hookpoints(build("gpt2"), es.SteeringVectors({1: torch.ones(32)}))
-    assert names == {1: "h.1"}
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"path": "v.csv"}, "path must end in .pt"),
-        ({"positions": "generated"}, "positions='generated' is lost; evaluate it live"),
-        ({"positions": [[1, 0]]}, "is lost"),
-        ({"operation": "remove", "strength": 0.5}, "not the share strength=0.5"),
-        ({"operation": "add_keep_norm"}, "no operation like 'add_keep_norm'"),
-        ({"strength": float("nan")}, "strength must be a finite number"),
-        ({"strength": "auto"}, "hold no calibration"),
-        ({"vectors": es.SteeringVectors({9: torch.ones(32)})}, "layer 9 is out of range"),
-        ({"vectors": es.SteeringVectors({1: torch.ones(7)})}, "width 7"),
-    ],
-)
-def test_what_the_format_cannot_hold_is_refused(tmp_path, model, vectors, change, named):
-    options = {"path": "v.pt", "vectors": vectors} | change
-    with pytest.raises(ValueError, match=named):
-        exported.write(tmp_path / options.pop("path"), options.pop("vectors"), model, **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_foreign_files_are_refused_and_not_run(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (pytest.fail, ("it ran",))
-
-    for name, content in (("bomb", {"layers.0": Bomb()}), ("list", [1]), ("odd", {"a": {"b": 1}})):
-        torch.save(content, tmp_path / f"{name}.pt")
-    (tmp_path / "torn.pt").write_bytes(b"\x00")
-    for path in tmp_path.iterdir():
-        with pytest.raises(ArtifactError, match=path.name):
-            exported.read(path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import expertsteer as es
-from expertsteer.export import tensor_files as _tensor_files
+from expertsteer.export import tensor_files
 from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.families import families_table
 from expertsteer.folding.permanent import CHECKPOINTS, fold_permanently
@@ -178,9 +178,9 @@ def test_types_and_odd_shapes_survive_the_writer(tmp_path):
         "flags": torch.tensor([True, False, True]),
     }
     save_file(tensors, tmp_path / "in", metadata={"format": "pt", "by": "me"})
-    stored, metadata = _tensor_files.read_header(tmp_path / "in")
-    new = {"new": _tensor_files.NewTensor(torch.randn(5, 3).T)}
-    _tensor_files.write_tensors(tmp_path / "out", stored | new, metadata)
+    stored, metadata = tensor_files.read_header(tmp_path / "in")
+    new = {"new": tensor_files.NewTensor(torch.randn(5, 3).T)}
+    tensor_files.write_tensors(tmp_path / "out", stored | new, metadata)
     loaded = load_file(tmp_path / "out")
     for name, tensor in (tensors | {"new": new["new"].tensor}).items():
         assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype

@@ -8,20 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import expertsteer as es
-from expertsteer.export import tensor_files as _tensor_files
+from expertsteer.export import tensor_files
 from expertsteer.export.checkpoint import export_checkpoint
-from helpers.checkpoints import SHARDED, saved
+from helpers.checkpoints import SHARDED, save
 from helpers.exported_vectors import WRITTEN
 from helpers.families import build_or_skip
 from helpers.folded_models import vectors_for
-from helpers.tiny_tokenizer import tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
 
 
 def test_a_tokenizer_that_would_change_is_an_error(tmp_path, monkeypatch):
-    saved(build_or_skip("qwen2"), tmp_path / "base", "5GB")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    save(build_or_skip("qwen2"), tmp_path / "base")
     (tmp_path / "base" / "tokenizer.json").write_text("{")
     path = tmp_path / "base" / "tokenizer_config.json"
     path.write_text("{}")
@@ -177,7 +175,7 @@ def test_a_disk_that_returns_other_bytes_is_noticed(source, tmp_path, monkeypatc
     from expertsteer.export import checkpoint
 
     def flips_a_bit(path, tensors, metadata):
-        digests = _tensor_files.write_tensors(path, tensors, metadata)
+        digests = tensor_files.write_tensors(path, tensors, metadata)
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)

@@ -10,12 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from expertsteer.export.checkpoint import export_checkpoint
-from helpers.checkpoints import SHARDED, load, saved
+from helpers.checkpoints import SHARDED, load, save, saved
 from helpers.exported_vectors import IDS, WRITTEN
 from helpers.families import build_or_skip
 from helpers.folded_models import build_case, hooked_logits, relative_error, vectors_for
 from helpers.steered_models import llama, logits
-from helpers.tiny_tokenizer import tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
 
@@ -76,8 +75,7 @@ def test_tied_embeddings_stay_tied(case, both, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("named", [False, True], ids=["no class named", "class named"])
 def test_a_converted_model_keeps_its_tokenizer(named, tmp_path):
-    saved(build_or_skip("qwen2"), tmp_path / "base", "5GB")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    save(build_or_skip("qwen2"), tmp_path / "base")
     path = tmp_path / "base" / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     if not named:

@@ -38,6 +38,15 @@ def alignment():
     return es.align(states(), states(), "ridge", pairing=[(0, 1), (2, 2)])
 
 
+# kind: (make one, read it)
+ARTEFACTS = {
+    "steering_vectors": (vectors, es.SteeringVectors.from_pretrained),
+    "hidden_states": (states, es.HiddenStates.from_pretrained),
+    "layer_pairing": (pairing, es.LayerPairing.from_pretrained),
+    "alignment": (alignment, es.Alignment.from_pretrained),
+}
+
+
 def manifest(examples=10, shard_examples=4):
     contrast = {"name": "c.jsonl", "sha256": "00ff", "examples": examples, "positive": 5}
     about = {"name": "m", "fingerprint": "12", "num_layers": 3}

@@ -1,4 +1,4 @@
-"""The code blocks of a markdown file, and how a reader would run them one after the other."""
+"""The pages, the blocks of code in a markdown file, and how a reader would run them in turn."""
 
 import os
 import re
@@ -7,14 +7,21 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 
+from helpers import ROOT
 from helpers.command import run
 
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # A block is run unless the line above it says why not: <!-- not run: needs a GPU -->
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 RUN = ("sh", "python")
+
+
+def name_of(page):
+    return page.name
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,16 @@ from expertsteer.export.checkpoint import export_checkpoint
 from expertsteer.export.gguf import export_gguf, import_gguf
 from expertsteer.export.npz import export_npz, import_npz
 from expertsteer.export.sglang import export_sglang
-from expertsteer.reporting import page as report_page
+from expertsteer.reporting import page
 from expertsteer.states.shards import Shards
 from helpers.artefacts import alignment, captured, pairing, states, told, vectors
+from helpers.evaluations import an_evaluation
 from helpers.families import build
-from tests.reporting.test_report_page import an_evaluation
 
 NAMES = (*CHECKPOINTS, *FILES)
 EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.truncate"}
 LIMITS = (0, 1, 7, 100, 1000, 3000)
-report_page.can_plot = lambda: False  # pictures take a second each
+page.can_plot = lambda: False  # pictures take a second each
 
 
 def put(folder, amount):
@@ -138,7 +138,7 @@ WRITERS = {
         False,
     ),
     "report": (
-        lambda f, a: report_page.write_report(an_evaluation(task=f"task {a}"), f),
+        lambda f, a: page.write_report(an_evaluation(task=f"task {a}"), f),
         texts,
         True,
     ),

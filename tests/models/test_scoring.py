@@ -6,6 +6,7 @@ import torch
 import expertsteer as es
 from expertsteer.models.scoring import choice_probabilities, mean_loss
 from helpers.families import build
+from helpers.likelihood import continued, log_probability
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
@@ -19,21 +20,12 @@ def model():
     return build("llama").eval()
 
 
-def log_probability(model, ids, start):
-    """Of ``ids[start:]``, from one unpadded forward pass in double precision."""
-    with torch.no_grad():
-        scores = model(torch.tensor([ids])).logits[0].double().log_softmax(dim=-1)
-    return sum(scores[i - 1, ids[i]] for i in range(start, len(ids)))
-
-
 def test_choices_get_the_softmax_of_their_summed_log_probabilities(model):
     tokenizer = tiny_tokenizer()
     measured = choice_probabilities(model, tokenizer, PROMPTS, CHOICES)
     for prompt, row in zip(PROMPTS, measured):
-        start = len(tokenizer(prompt)["input_ids"])
-        expected = torch.stack(
-            [log_probability(model, tokenizer(prompt + c)["input_ids"], start) for c in CHOICES]
-        ).softmax(dim=0)
+        told = [log_probability(model, *continued(tokenizer, prompt, c)) for c in CHOICES]
+        expected = torch.tensor(told, dtype=torch.float64).softmax(dim=0)
         torch.testing.assert_close(row, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -77,7 +69,7 @@ def test_a_context_is_read_and_not_scored(model, bos):
         ids = tokenizer(context + text)["input_ids"]
         count = len(tokenizer(text)["input_ids"]) - 1
         expected = -log_probability(model, ids, len(ids) - count) / count
-        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
     if bos:  # then a text may be a single word
         with pytest.raises(ValueError, match="merges with a text"):
             mean_loss(model, tokenizer, ["w4"], context="w1")

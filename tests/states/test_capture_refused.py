@@ -8,10 +8,12 @@ from torch import nn
 
 from expertsteer.contrast.contrast_set import ContrastSet
 from expertsteer.states.in_memory import capture
+from expertsteer.states.on_disk import capture_to
+from expertsteer.support.reading import ArtifactError
 from helpers.contrasts import CONTRAST, TEXTS
 from helpers.families import LAYERS, VOCABULARY
 from helpers.passes import hidden_of
-from helpers.tiny_tokenizer import WORDS, tiny_tokenizer
+from helpers.tiny_tokenizer import WORDS, sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
 
@@ -107,3 +109,19 @@ def test_any_module_with_a_list_of_blocks_can_be_captured():
     came = capture(Odd(), tiny_tokenizer(), CONTRAST, position=0)
     assert came.states.shape == (2, 7, 4)
     assert came.model["hidden_size"] == 4 and came.model["num_layers"] == 2
+
+
+def test_a_refused_capture_binds_nobody(model, tmp_path, monkeypatch):
+    texts = [sentence(4, seed=i) for i in range(8)]
+    contrast = ContrastSet.from_texts(texts, [i % 2 for i in range(8)])
+    tokenizer = tiny_tokenizer()
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 3000}))
+        with pytest.raises(ArtifactError, match="fewer layers or a narrower dtype"):
+            capture_to(tmp_path, model, tokenizer, contrast, progress=False)
+        fewer = {"layers": [0], "dtype": "float16", "progress": False}
+        assert capture_to(tmp_path, model, tokenizer, contrast, **fewer).layers == (0,)
+    other = tmp_path / "other"
+    with pytest.raises(ValueError, match="position 9 is out of range"):
+        capture_to(other, model, tokenizer, contrast, position=9, progress=False)
+    assert capture_to(other, model, tokenizer, contrast, progress=False).position == "last"

@@ -13,19 +13,12 @@ from expertsteer.states.shards import Shards
 from expertsteer.support.artifact_files import read_artifact, write_artifact
 from expertsteer.support.digests import digest
 from expertsteer.support.reading import read_text
-from helpers.artefacts import alignment, captured, drawn, pairing, states, told, vectors
-
-KINDS = {
-    "steering_vectors": (vectors, es.SteeringVectors.from_pretrained),
-    "hidden_states": (states, es.HiddenStates.from_pretrained),
-    "layer_pairing": (pairing, es.LayerPairing.from_pretrained),
-    "alignment": (alignment, es.Alignment.from_pretrained),
-}
+from helpers.artefacts import ARTEFACTS, captured, drawn, states, told
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ARTEFACTS)
 def test_no_byte_of_the_tensors_can_change_unseen(kind, tmp_path):
-    make, read = KINDS[kind]
+    make, read = ARTEFACTS[kind]
     make().save_pretrained(tmp_path)
     path = tmp_path / f"{kind}.safetensors"
     data = path.read_bytes()
@@ -36,9 +29,9 @@ def test_no_byte_of_the_tensors_can_change_unseen(kind, tmp_path):
             read(tmp_path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ARTEFACTS)
 def test_the_tensor_file_of_another_save_is_refused(kind, tmp_path):
-    make, read = KINDS[kind]
+    make, read = ARTEFACTS[kind]
     make().save_pretrained(tmp_path / "a")
     tensors, header = read_artifact(tmp_path / "a", kind)
     other = {n: t + 1 if t.is_floating_point() else t for n, t in tensors.items()}
@@ -64,9 +57,9 @@ def as_before_digests(folder, kind):
     beside.write_text(json.dumps(document | {"sha256": digest}, indent=2) + "\n")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ARTEFACTS)
 def test_old_artefacts_load_and_are_checked_as_a_whole(kind, tmp_path):
-    make, read = KINDS[kind]
+    make, read = ARTEFACTS[kind]
     make().save_pretrained(tmp_path)
     whole = told(read(tmp_path))
     as_before_digests(tmp_path, kind)
@@ -140,6 +133,14 @@ def test_a_changed_byte_of_a_shard_is_an_error_where_it_is_read(name, tmp_path):
     else:
         with refused:
             getattr(stored, name)
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    captured(tmp_path)
+    path = tmp_path / "capture.json"
+    path.write_text(path.read_text().replace('"name": "m"', '"name": "n"'))
+    with pytest.raises(es.ArtifactError, match="capture.json was changed"):
+        es.HiddenStates.open(tmp_path)
 
 
 def test_a_shard_is_checked_again_once_it_was_replaced(tmp_path):

@@ -21,7 +21,7 @@ from expertsteer.support.artifact_files import write_artifact
 from expertsteer.support.reading import ArtifactError
 from expertsteer.tasks import load_task
 from expertsteer.vectors.card import model_card
-from helpers.artefacts import alignment, captured, drawn, pairing, states, told, vectors
+from helpers.artefacts import ARTEFACTS, alignment, captured, drawn, pairing, states, told, vectors
 from helpers.families import build
 from helpers.mutations import bounded, damaged, odd_json, seeded
 
@@ -97,18 +97,10 @@ def header_of(made, folder, kind):
     return text, load_file(folder / f"{kind}.safetensors")
 
 
-CRAFTED = {
-    "steering_vectors": (vectors, es.SteeringVectors.from_pretrained),
-    "hidden_states": (states, es.HiddenStates.from_pretrained),
-    "layer_pairing": (pairing, es.LayerPairing.from_pretrained),
-    "alignment": (alignment, es.Alignment.from_pretrained),
-}
-
-
-@pytest.mark.parametrize("kind", CRAFTED)
+@pytest.mark.parametrize("kind", ARTEFACTS)
 def test_a_document_of_wrong_types_is_refused_by_name(kind, tmp_path):
     """Whole by its digests, since whoever makes a file up makes those up as well."""
-    made, read = CRAFTED[kind]
+    made, read = ARTEFACTS[kind]
     text, tensors = header_of(made(), tmp_path, kind)
     generator = seeded(kind)
     with bounded():

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..support.console import SafeConsole
 from . import options
 
 Positions = Literal["all", "prompt", "generated", "last"]

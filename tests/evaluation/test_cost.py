@@ -7,7 +7,6 @@ import torch
 
 import expertsteer as es
 from expertsteer.demo import checkpoint
-from expertsteer.evaluation import cost as benching
 from expertsteer.evaluation.cost import WAYS, bench
 from helpers.command import run
 from helpers.families import build
@@ -37,7 +36,8 @@ def test_a_model_that_cannot_be_folded_says_so_and_the_rest_is_timed():
 
 
 def test_a_way_that_does_something_else_gets_no_speed(monkeypatch):
-    monkeypatch.setattr(benching, "_adding", lambda added: lambda module, args, output: None)
+    plain = "expertsteer.evaluation.cost._adding"
+    monkeypatch.setattr(plain, lambda added: lambda module, args, output: None)
     found = {c.way: c for c in bench(small("gpt2"), prompt=3, tokens=2, rounds=3)}
     for way in ("fold", "slot"):
         assert found[way].ratio is None and "differ from a plain hook" in found[way].reason
