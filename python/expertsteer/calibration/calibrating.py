@@ -7,7 +7,6 @@ unsteered model, methods can be compared.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from ..steering.checks import by_name
 from ..steering.steering import attach
 from ..support.numbers import setting, short, unit
+from ..support.telling import tell
 from ..vectors.calibration import Calibration
 from ..vectors.vectors import SteeringVectors
 from .bracket import Bracket, search
@@ -104,7 +104,7 @@ def calibrate(
         for name, chosen in subsets.items()
     }
     for text in dict.fromkeys(w for rows in results.values() for r in rows for w in r.warnings):
-        warnings.warn(text, stacklevel=2)
+        tell(text)
     if not _several(layers):
         results = {name: rows[0] for name, rows in results.items()}
     return results.get(None, results)

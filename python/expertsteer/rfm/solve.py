@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..support.numbers import setting
+from ..support.telling import tell
 
 RIDGE_STEP = 10.0
 RIDGE_STEPS = 12
@@ -45,10 +45,9 @@ def warn_of_raised_ridges(asked: Tensor, taken: Tensor) -> None:
     """Say which problems of a fit needed more than their ``reg``; both ``[fits, B]``."""
     raised = (taken > asked).any(dim=0)
     if bool(raised.any()):
-        warnings.warn(
+        tell(
             f"the kernel matrix of problems {raised.nonzero().flatten().tolist()} was not positive "
             f"definite at their reg; the ridge was raised to at most {setting(float(taken.max()))} "
             "(see ridge_). Raise reg, or give float64 states",
             RuntimeWarning,
-            stacklevel=4,
         )

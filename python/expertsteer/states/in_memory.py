@@ -67,7 +67,7 @@ def capture(
         model, tokenizer, layers, position, batch_size, dtype, max_length, decoder_layers
     )
     tokens, cut = reader.tokens(contrast)
-    warn_of_cut(cut, len(contrast), max_length, stacklevel=2)
+    warn_of_cut(cut, len(contrast), max_length)
     bar = tqdm(total=len(contrast), desc="capture", unit="example", delay=2, leave=False,
                disable=not progress)  # fmt: skip
     with bar:

@@ -121,7 +121,7 @@ def capture_to(
         shards = Shards(folder, manifest, with_digests)
         mine = missing[team.index :: team.count]
         cut = _make(shards, mine, reader, source, team, progress and ranks.rank == 0)
-        warn_of_cut(sum(ranks.gather(cut)), summary.examples, max_length, stacklevel=2)
+        warn_of_cut(sum(ranks.gather(cut)), summary.examples, max_length)
     return StoredStates(**of_shards(shards))
 
 

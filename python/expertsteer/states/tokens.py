@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from ..contrast.examples import Example
 from ..models.encoding import encode
 from ..support.reading import short
+from ..support.telling import tell
 
 
 def token_ids(
@@ -55,13 +55,10 @@ def token_ids(
     return rows, cut
 
 
-def warn_of_cut(cut: int, examples: int, max_length: int | None, stacklevel: int) -> None:
-    """Say how many examples were cut, if any; ``stacklevel`` as in `warnings.warn`."""
+def warn_of_cut(cut: int, examples: int, max_length: int | None) -> None:
+    """Say how many examples were cut, if any."""
     if cut:
-        warnings.warn(
-            f"max_length={max_length} cut {cut} of {examples} examples; the rest is not seen",
-            stacklevel=stacklevel + 1,
-        )
+        tell(f"max_length={max_length} cut {cut} of {examples} examples; the rest is not seen")
 
 
 def _rendered(tokenizer: Any, index: int, example: Example) -> str:

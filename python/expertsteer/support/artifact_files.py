@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,6 +31,7 @@ from safetensors.torch import load, save_file
 from .digests import digests, require_equal
 from .paths import local_path
 from .reading import OBJECT, ArtifactError, checked_field, load_json, optional, read_bytes, reading
+from .telling import tell
 from .writing import replacing, saving_into, write_text
 
 FORMAT_VERSION = 1
@@ -188,10 +188,9 @@ def _agreed(
     if header is None:
         if text is None:
             raise ArtifactError(f"{path} holds no document, and {beside.name} is missing")
-        warnings.warn(
+        tell(
             f"{path} was written before digests were kept in it, and {beside.name} is missing: "
-            "nothing tells whether it is whole; save it again to have that",
-            stacklevel=6,
+            "nothing tells whether it is whole; save it again to have that"
         )
         return _parsed(path, kind, text)
     document = _parsed(beside, kind, header)
