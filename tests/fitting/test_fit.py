@@ -132,3 +132,13 @@ def test_states_that_do_not_differ_never_give_a_silent_vector(method):
         es.fit_vectors(
             same, same, es.align(same, same, "identity"), es.LayerPairing.same([0]), method
         )
+
+
+def test_a_ridge_that_was_raised_is_told_at_the_caller_s_line():
+    expert, target, _ = planted()
+    expert, target = (es.HiddenStates(h.states.float(), h.labels) for h in (expert, target))
+    flat = es.RFM(bandwidth=1e6, bandwidth_mode="constant", reg=1e-12)
+    alignment = es.align(expert, target)
+    with pytest.warns(RuntimeWarning, match="ridge was raised") as told:
+        es.fit_vectors(expert, target, alignment, PAIRS, rfm=flat)
+    assert {warning.filename for warning in told} == {__file__}
