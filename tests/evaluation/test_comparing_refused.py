@@ -27,6 +27,7 @@ def test_the_verdict_names_the_control_that_is_not_beaten():
     comparison = Comparison((unsteered, best, ours), (best,), {}, 0.1, "kl", 0, 1.0)
     sentence = comparison.verdict("ours")
     assert sentence.startswith("ours does NOT beat best random") and "unsteered" not in sentence
+    assert "cannot tell: best random has the highest score, 1, on all but 4 of 20" in sentence
     with pytest.raises(ValueError, match="name must be one of"):
         comparison.row("theirs")
     with pytest.raises(ValueError, match="what the others are tested against"):

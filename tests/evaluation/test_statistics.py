@@ -15,8 +15,8 @@ from expertsteer.evaluation.statistics import (
     holm,
     paired_difference,
     paired_test,
-    verdict,
 )
+from expertsteer.evaluation.verdict import verdict
 
 
 def right_and_wrong(both, only_first, only_second, neither):

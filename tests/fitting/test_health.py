@@ -205,7 +205,7 @@ def test_it_is_saved_with_the_vectors_and_shown_again(captures, healthy, tmp_pat
     document = json.loads(json.dumps(loaded.metadata["health"], allow_nan=False))
     assert document["ok"] is False and document["warnings"] == list(kept.warnings)
     shown = table_of(loaded)
-    assert "warning: AUC" in shown and "!" in shown and "wanted" in shown
+    assert "warning: no paired expert layer" in shown and "!" in shown and "wanted" in shown
     assert "as wanted" in table_of(healthy[1])
     broken = replace(loaded, metadata=loaded.metadata | {"health": {"pairs": 3}})
     with pytest.raises(es.ArtifactError, match="health"):

@@ -52,6 +52,23 @@ def test_the_verdict_stands_on_top_in_words_and_in_its_own_look(
     assert ("over budget" in page.text.split("Under each score")[0]) == (not within)
 
 
+def test_a_test_without_room_is_no_failure_of_the_method(tmp_path, no_charts):
+    comparison = a_comparison(((0.2, 0.001), (0.01, 1.0)))
+    row = comparison.row("expert")
+    best = next(reversed(row.against))
+
+    def page(**changes):
+        tests = row.against | {best: replace(row.against[best], **changes)}
+        rows = tuple(replace(r, against=tests) if r is row else r for r in comparison.rows)
+        return page_of(an_evaluation(comparison=replace(comparison, rows=rows)), tmp_path)
+
+    shown = page(open_items=3)
+    assert "verdict open" in shown.attributes("class")
+    assert "The test cannot tell whether it beats its controls." in shown.text
+    assert "on all but 3 of 40 items" in shown.text
+    assert "verdict bad" in page(open_items=30).attributes("class")
+
+
 def test_as_many_losses_are_shown_as_wins_and_the_page_says_of_how_many(tmp_path):
     evaluation = an_evaluation(examples=answers(300, 200, 500, "long " * 400), curves={})
     layers = 80
@@ -93,11 +110,13 @@ def test_other_tasks_and_a_health_check_become_tables(tmp_path, no_charts):
     }
     layers = [{"layer": i, "auc": 0.9 + 0.01 * i, "floor": None} for i in range(3)]
     health = {"ok": False, "warnings": ["w1"], "findings": [{"message": "w1"}], "pairs": layers}
+    health["notes"] = ["good to know"]
     page = page_of(an_evaluation(harness=(other | sides,), health=health), tmp_path)
     rows = [[cell.strip() for cell in cells if cell.strip()] for cells in page.rows]
     assert ["arc", "acc", "0.250 ± 0.020", "0.500", "+0.250", "0.03", "40"] in rows
     assert ["auc", "0.900", "0.910", "0.920"] in rows
     assert page.text.count("w1") == 1 and "floor" not in page.text
+    assert page.text.count("good to know") == 1 and "Note: good to know" in page.text
 
 
 def test_few_losses_are_all_shown(written):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..support.numbers import setting
-from .statistics import Interval, PairedTest, verdict
+from .statistics import Interval, PairedTest
+from .verdict import verdict
 
 UNSTEERED, PROMPT = "unsteered", "prompt before the text"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -94,7 +95,8 @@ class Comparison:
         return {q: float(np.quantile(scores, q)) for q in quantiles}
 
     def verdict(self, name: str) -> str:
-        """One sentence: whether the method beats the unsteered model and every random direction.
+        """In words, whether the method beats the unsteered model and the best random direction;
+        where a control is too near its ceiling for the test to tell, that and the figures.
 
         Raises:
             ValueError: no such row, or one that is itself a control without tests.

@@ -17,7 +17,8 @@ from .figures import Settings, measure
 from .health_report import Health, PairHealth
 from .holdout import require_classes
 from .known_figures import information_figures, kept_figures, machine, method
-from .thresholds import findings, limits
+from .thresholds import findings, least_auc, limits
+from .told_apart import told_apart
 
 
 def health(
@@ -38,8 +39,9 @@ def health(
 
     The examples are cut at random into two halves ``cuts`` times, contrast pairs kept together,
     and a direction is fitted on every half, as one batch per expert layer. A half costs between a
-    quarter and an eighth of a fit on all rows, so four cuts cost one or two fits; beside it, the
-    aligner is fitted once more per pair, with its own settings (``solver="adam"`` trains again).
+    quarter and an eighth of a fit on all rows, so four cuts cost one or two fits, and as much
+    again for the target's own states at every target layer; beside it, the aligner is fitted once
+    more per pair, with its own settings (``solver="adam"`` trains again).
     Thresholds, and what they were derived from, stand in ``expertsteer/fitting/thresholds.py``.
 
     Args:
@@ -84,7 +86,8 @@ def health(
         "seed": seed,
     }
     found = findings(rows, counts, alignment.settings, alike)
-    return Health(rows, found, **counts, limits=limits(counts))
+    told = told_apart(rows, least_auc(counts))
+    return Health(rows, found, **counts, limits=limits(counts), notes=told)
 
 
 def _require_at_least(**values: tuple[int, int]) -> None:

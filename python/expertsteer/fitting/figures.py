@@ -16,7 +16,7 @@ from ..states.states import HiddenStates
 from ..support.progress import progress
 from ..vectors.vectors import SteeringVectors
 from .directions import simple_direction
-from .halves import draw_halves, refit
+from .halves import Halves, draw_halves, refit
 from .holdout import split
 
 HELD_OUT = 0.2  # of the examples, from the aligner
@@ -85,8 +85,22 @@ def measure(
                 refits[key] = refit(codes[row], labels, halves, settings.method, machine)
         except ValueError:
             pass  # nothing to find in such states: figures stay out, and the checks say why
+        if halves is not None:  # a pairing holds every target layer once: nothing to share
+            own = target.layer(t).to(codes[row])
+            figures["target_auc"] = own_auc(own, labels, halves, settings.method, machine)
         found.append(figures | refits.get(key, {}))
     return found, 0 if halves is None else halves.rows.shape[1]
+
+
+def own_auc(states: Tensor, labels: Tensor, halves: Halves, method: str, rfm: RFM) -> float | None:
+    """Held-out AUC of a model's own states ``[N, d]``, as ``refit`` measures it of the codes;
+    ``None`` where they hold nothing to find."""
+    if bool((states == states[0]).all()):
+        return None
+    try:
+        return refit(states, labels, halves, method, rfm)["auc"]
+    except ValueError:  # the rows of some half coincide
+        return None
 
 
 def unseen_alignment(

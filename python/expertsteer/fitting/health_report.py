@@ -27,8 +27,10 @@ class PairHealth:
             1 is no better than their mean.
         explained_variance: share of the target's variance on those rows that the aligned expert
             states explain at their best length; explained_variance_seen: on the other rows.
-        auc: of fits on halves of the examples, on the other halves. validation_auc: what
-            `fit_vectors` measured on its validation rows, on which it also chose the iteration.
+        auc: of fits on halves of the examples, on the other halves: how well the expert's states
+            tell the classes apart. target_auc: the same of the target's own states, by the same
+            method, settings and halves. validation_auc: what `fit_vectors` measured on its
+            validation rows, on which it also chose the iteration.
         stability: mean cosine between the directions of disjoint halves; stability_low: least.
         agreement: cosine of the vector with the difference of the classes' means.
         share: share of the AGOP's trace in its first eigenvalue, mean over the halves.
@@ -60,6 +62,7 @@ class PairHealth:
     target_spread: float | None = None
     largest_coordinate: float | None = None
     largest_norm: float | None = None
+    target_auc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Health:
             fits; half_rows: rows of each, 0 where the examples were too few.
         seed: of the cuts and of the held-out rows.
         limits: ``{figure: last bad value}``; information has its floor instead.
+        notes: what is not wrong but good to know before steering: where expert and target tell
+            the classes apart (AUC above the limit of ``auc``), and what that means for a vector.
     """
 
     pairs: tuple[PairHealth, ...]
@@ -105,6 +110,7 @@ class Health:
     half_rows: int
     seed: int
     limits: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -137,6 +143,7 @@ class Health:
             tuple(findings),
             **kept,
             limits=limits,
+            notes=tuple(str(note) for note in document.get("notes", ())),
         )
 
 

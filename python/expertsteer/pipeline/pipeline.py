@@ -46,8 +46,8 @@ class ExpertSteer:
         neutral: texts that steering should leave alone; with them the strength is calibrated on
             the target, and ``attach(..., strength="auto")`` uses it. budget, measure: see
             `calibrate`.
-        health: whether to check the fit (see `health`), at the cost of another alignment and one
-            or two more fits of the chosen pairs; what it finds wrong is told as `HealthWarning`
+        health: whether to check the fit (see `health`), at the cost of another alignment and two
+            to four more fits of the chosen pairs; what it finds wrong is told as `HealthWarning`
             (``expertsteer.HealthWarning``), and the result goes into the vectors' metadata.
         seed: of every random choice.
         captures: a folder for the states, ``expert`` and ``target`` in it (`capture_to`): a fit

@@ -56,7 +56,8 @@ def _table(vectors: SteeringVectors, title: str) -> Group:
 _HEALTH_COLUMNS = {
     "explained_variance": "expl.\nvar.",
     "reconstruction_error": "rec.\nerror",
-    "auc": "\nAUC",
+    "auc": "expert\nAUC",
+    "target_auc": "target\nAUC",
     "stability": "\nstability",
     "share": "first\neigenv.",
     "agreement": "mean\ndiff.",
@@ -67,7 +68,8 @@ _HEALTH_COLUMNS = {
 
 
 def health_table(health: Health) -> Group:
-    """The figures of a health check, what each should be, and a mark at those that are not."""
+    """The figures of a health check, what each should be, and a mark at those that are not; then
+    what is wrong, and what is good to know."""
     title = f"health: {health.examples} examples, {health.positive} with label 1"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0)
     table.add_column("\nlayers", no_wrap=True)
@@ -80,7 +82,8 @@ def health_table(health: Health) -> Group:
         cells = (_health_cell(getattr(p, n), (n, pair) in bad) for n in _HEALTH_COLUMNS)
         table.add_row(f"{p.expert_layer}->{p.target_layer}", *cells)
     lines = [Text(f"warning: {w}", style="yellow") for w in health.warnings]
-    return Group(table, *(lines or [Text("health: every figure is as wanted")]))
+    lines = lines or [Text("health: every figure is as wanted")]
+    return Group(table, *lines, *(Text(f"note: {note}") for note in health.notes))
 
 
 def _wanted(figure: str, health: Health) -> str:

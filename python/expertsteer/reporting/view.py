@@ -59,9 +59,14 @@ def page_values(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def status(row: ComparisonRow) -> str:
-    """``"good"``, ``"bad"``, or ``"dear"``: better than its controls, but over the budget."""
-    if not row.against or not all(test.beats() for test in row.against.values()):
-        return "bad"
+    """``"good"``, ``"bad"``, ``"open"`` or ``"dear"``.
+
+    ``"open"``: wherever it is not better, the control leaves too little room for the test to tell.
+    ``"dear"``: better than its controls, but over the budget.
+    """
+    lost = [test for test in row.against.values() if not test.beats()]
+    if lost or not row.against:
+        return "open" if lost and not any(test.can_tell() for test in lost) else "bad"
     return "good" if row.within else "dear"
 
 
@@ -209,13 +214,18 @@ def _health(health: Mapping[str, Any]) -> dict[str, Any] | None:
     warnings = health.get("warnings")
     several = isinstance(warnings, (list, tuple)) and all(isinstance(w, str) for w in warnings)
     # What is found wrong are the warnings again, for machines.
-    told = ("warnings", "findings", "ok") if several else ()
+    told = ("warnings", "findings", "ok", "notes") if several else ()
     rest = {key: value for key, value in health.items() if key not in told}
     return {
         "warnings": [excerpt(w, 1000) for w in warnings] if several else [],
+        "notes": [excerpt(n, 1000) for n in _sentences(health.get("notes"))] if several else [],
         "looked": several,
         "rest": tree(rest),
     }
+
+
+def _sentences(given: Any) -> list[str]:
+    return [x for x in given if isinstance(x, str)] if isinstance(given, (list, tuple)) else []
 
 
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
