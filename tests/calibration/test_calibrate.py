@@ -1,6 +1,7 @@
 """Strengths at a stated price: against forward passes one by one, and against bad input."""
 
 import json
+import math
 import warnings
 
 import pytest
@@ -80,6 +81,44 @@ def test_passes_are_counted_when_the_unsteered_model_cannot_be_kept(model, token
     handle.remove()
     assert again.strength == pytest.approx(kept.strength, rel=0.03)
     assert again.passes <= 12 and sum(seen) == again.passes * len(TEXTS)
+
+
+@pytest.mark.parametrize("rows", [0.5, 1.0, 6.0])
+@pytest.mark.parametrize("measure", ["kl", "perplexity_ratio"])
+def test_logits_are_bounded_whatever_the_batch_size(model, tokenizer, monkeypatch, measure, rows):
+    texts = neutral_texts(model, TEXTS, tokenizer, least=2)
+    prefixed = [(1, 9, 8, *row[1:]) for row in texts.rows]
+    bound, found, strengths = int(rows * 13 * 64 * 4), [], [0.1, 0.3, 1.0]
+    for most in (1 << 29, bound):
+        monkeypatch.setattr("expertsteer.models.forward.LOGIT_BYTES", most)
+        divergence, shapes = Divergence(model, texts, measure, 3, 64), []
+        head = model.lm_head.register_forward_hook(
+            lambda _m, _a, out, shapes=shapes: shapes.append(tuple(out.shape))
+        )
+        with es.attach(model, some_vectors(), strength=1.0, mode="slot") as steering:
+            found.append([*divergence(steering, 0, strengths), *divergence(steering, 0, [0.5])])
+        found[-1].append(divergence.behind(prefixed))
+        head.remove()
+        assert (divergence.passes, divergence.sweeps) == (5, 2)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert all(math.prod(shape) * 4 <= bound or shape[0] == 1 for shape in shapes)
+    assert sum(shape[0] for shape in shapes) == 5 * len(TEXTS) + 2 * len(TEXTS)
+
+
+def test_behind_a_prompt_the_head_runs_where_predictions_are_compared(model, tokenizer):
+    texts, prompt = neutral_texts(model, TEXTS[2:3], tokenizer), tuple(range(30, 50))
+    divergence, places = Divergence(model, texts, "kl", 1, 8), []
+    head = model.lm_head.register_forward_hook(lambda _m, _a, out: places.append(out.shape[1]))
+    (row,) = texts.rows
+    came = divergence.behind([(*prompt, *row)])
+    head.remove()
+    assert places == [len(row), len(row)]
+    with torch.no_grad():
+        before = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
+        after = model(torch.tensor([[*prompt, *row]])).logits[0, len(prompt) :]
+    after = after.double().log_softmax(-1)
+    expected = float((before.exp() * (before - after)).sum()) / len(row)
+    assert came == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_budget_twice_as_large_allows_more(model, tokenizer):
@@ -196,7 +235,7 @@ def test_a_price_that_is_not_monotonic_is_told(model, tokenizer, monkeypatch):
         Divergence, "__call__", lambda self, _s, _n, places: list(map(price, places))
     )
     with pytest.warns(UserWarning, match="not monotonic"):
-        result = es.calibrate(model, some_vectors(), TEXTS, tokenizer, max_passes=12)
+        result = es.calibrate(model, some_vectors(), TEXTS, tokenizer, start=0.2)
     assert not result.monotonic and any("falls" in text for text in result.warnings)
 
 

@@ -1,11 +1,16 @@
 """Probabilities of choices and losses, against what plain forward passes give."""
 
+import math
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.models.scoring import choice_probabilities, mean_loss
-from helpers.families import build
+from expertsteer.models.batches import padded
+from expertsteer.models.forward import heads_where_asked, logits
+from expertsteer.models.scoring import choice_probabilities, log_probabilities, mean_loss
+from helpers.families import build, build_or_skip
 from helpers.likelihood import continued, log_probability
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -127,3 +132,77 @@ def test_texts_too_short_to_score_are_refused(model):
         mean_loss(model, bare, ["w1"])
     with pytest.raises(ValueError, match="texts"):
         mean_loss(model, bare, [])
+
+
+def scored_sequences():
+    """Token ids of several lengths, scored from early, middle and last places on."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, 60, (n,), generator=generator).tolist() for n in (4, 9, 17, 18, 20)]
+    return [(ids, start) for ids in rows for start in (len(ids) // 2, len(ids) - 1)]
+
+
+@contextmanager
+def heads_of(model):
+    """The shape of everything that comes out of the model's head meanwhile."""
+    shapes = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _m, _a, out: shapes.append(tuple(out.shape)))
+    yield shapes
+    handle.remove()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "opt", "mamba", "rwkv"])
+def test_the_head_runs_where_it_is_read(family, monkeypatch):
+    model, sequences = build_or_skip(family), scored_sequences()
+    with heads_of(model) as shapes:
+        came = log_probabilities(model, sequences, 4)
+    monkeypatch.setattr("expertsteer.models.forward._own", lambda model: False)
+    with heads_of(model) as whole:
+        torch.testing.assert_close(came, log_probabilities(model, sequences, 4), rtol=1e-5, atol=0)
+    assert [shape[0] for shape in shapes] == [shape[0] for shape in whole]
+    monkeypatch.undo()
+    if family == "llama" or heads_where_asked(model):  # some do not in older releases
+        assert all(a[1] < b[1] for a, b in zip(shapes, whole))
+
+
+def test_models_that_might_misread_places_are_run_whole(model):
+    whole = logits(model, *padded([[5, 6, 7, 8]]))
+    asked = [heads_where_asked(model)]
+    with es.attach(model, es.SteeringVectors({1: torch.randn(32)}), mode="slot"):
+        asked.append(heads_where_asked(model))
+    assert asked == [True, True]
+    seen = []
+    handle = model.register_forward_hook(lambda _m, _a, out: seen.append(out.logits.shape[1]))
+    assert not heads_where_asked(model)  # who reads what comes out finds a row per token
+    came = logits(model, *padded([[5, 6, 7, 8]]), 2)
+    handle.remove()
+    torch.testing.assert_close(came, whole[:, 2:])
+    assert seen == [4]
+
+    class Ignoring(type(model)):
+        def forward(self, input_ids=None, attention_mask=None, logits_to_keep=0, **kwargs):
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    class Without(type(model)):
+        def forward(self, input_ids, attention_mask, **kwargs):
+            assert not kwargs.get("logits_to_keep")
+            return super().forward(input_ids, attention_mask)
+
+    Ignoring.__module__ = Without.__module__ = "transformers.models.made_up"
+    for kind, told in ((Ignoring, True), (Without, False)):
+        other = kind(model.config)
+        other.load_state_dict(model.state_dict())
+        assert heads_where_asked(other.eval()) == told
+        torch.testing.assert_close(logits(other, *padded([[5, 6, 7, 8]]), 2), whole[:, 2:])
+
+
+@pytest.mark.parametrize("rows", [0.5, 1, 3])
+def test_logits_are_bounded_whatever_the_batch_size(model, monkeypatch, rows):
+    sequences, bound = scored_sequences(), int(rows * 19 * 64 * 4)
+    plain = log_probabilities(model, sequences, 64)
+    monkeypatch.setattr("expertsteer.models.forward.LOGIT_BYTES", bound)
+    with heads_of(model) as shapes:
+        came = log_probabilities(model, sequences, 64)
+    torch.testing.assert_close(came, plain, rtol=1e-5, atol=0)
+    assert all(math.prod(shape) * 4 <= bound or shape[0] == 1 for shape in shapes)
+    assert sum(shape[0] for shape in shapes) == len(sequences)

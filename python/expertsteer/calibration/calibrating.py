@@ -41,7 +41,7 @@ def calibrate(
     measure: str = "kl",
     layers: Sequence[int] | Sequence[Sequence[int]] | None = None,
     operation: str = "add",
-    start: float = 0.2,
+    start: float | None = None,
     smallest: float = 1e-4,
     largest: float = 64.0,
     tolerance: float = TOLERANCE,
@@ -53,9 +53,10 @@ def calibrate(
 ) -> Any:
     """Find the largest strength whose divergence on neutral text stays within a budget.
 
-    Every token of the texts is steered. Several strengths are measured in one batch, and the
-    unsteered model in the same one; the bracket around the budget is then narrowed. The search
-    looks for the first crossing: all measured strengths below the one found keep the budget.
+    Every token of the texts is steered. The unsteered model runs first, and how far apart its
+    states are at the steered layers tells how small the first strengths must be; several are then
+    measured in one batch, and the bracket around the budget is narrowed. The search looks for the
+    first crossing: all measured strengths below the one found keep the budget.
 
     Args:
         model: as for `attach`, not steered yet.
@@ -67,13 +68,17 @@ def calibrate(
             distributions; ``"perplexity_ratio"``, perplexity of the texts over the unsteered one.
         layers: steer only these; a list of such lists gives one result for each.
         operation: see `attach`.
-        start: where the first round of strengths lies around; smallest, largest: nothing outside
-            is tried.
+        start: where the first round of strengths lies around, by default what the unsteered
+            states tell: ``4 sqrt(budget)`` of their median deviations, taken dimension by
+            dimension. The result does not depend on it beyond the tolerance, where ``max_passes``
+            are enough.
+        smallest, largest: nothing outside is tried.
         tolerance: the next measured strength is at most this share above the one found, where
             ``max_passes`` allow that.
         max_passes: passes over the texts for each result, with every strength of a batch and the
             unsteered model counted as one pass; at least 4.
-        batch_size: sequences per forward pass, each text counted once per strength.
+        batch_size: sequences per forward pass, each text counted once per strength, and so few
+            that their logits take at most 512 MiB in single precision, or are one sequence's.
         max_length: tokens kept of each text, by default the model's context.
         decoder_layers, check_model: see `attach`.
 
@@ -119,18 +124,19 @@ class Searching:
 
     limit: float
     max_passes: int = PASSES
-    start: float = 0.2
+    start: float | None = None
     smallest: float = 1e-4
     largest: float = 64.0
     tolerance: float = TOLERANCE
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        bounds = self.smallest, self.start, self.largest
-        if not 0 < bounds[0] < bounds[2] < math.inf or not bounds[0] <= bounds[1] <= bounds[2]:
+        bounds = [b for b in (self.smallest, self.start, self.largest) if b is not None]
+        ordered = self.smallest < self.largest and bounds == sorted(bounds)
+        if not ordered or not all(0 < bound < math.inf for bound in bounds):
             raise ValueError(
-                "smallest, start and largest must be positive, finite and in this order, came "
-                f"{bounds}"
+                "smallest, start and largest must be positive, finite and in this order (start "
+                f"may be None), came {(self.smallest, self.start, self.largest)}"
             )
         if not 0 < self.tolerance < math.inf:
             raise ValueError(f"tolerance must be a share such as 0.02, came {self.tolerance}")
@@ -139,7 +145,7 @@ class Searching:
 
     @property
     def per_round(self) -> int:
-        """Strengths in a batch: three rounds, with the unsteered model in the first at least."""
+        """Strengths in a batch: three rounds, beside the unsteered model, at least."""
         return max(2, min(4, (self.max_passes - 1) // 3))
 
 
@@ -156,10 +162,14 @@ def calibrated(
     left = searching.max_passes + passes
     with attach(divergence.model, vectors, strength=1.0, mode="slot", **options) as steering:
         steering.watch = False  # outputs that are not finite are over any budget
+        start = searching.start
+        if start is None:
+            operation = options.get("operation", "add")
+            start = divergence.spread(steering).start(vectors, operation, limit)
         found = search(
             lambda places: divergence(steering, 0, places),
             limit,
-            start=searching.start,
+            start=min(max(start, searching.smallest), searching.largest),
             smallest=searching.smallest,
             largest=searching.largest,
             affordable=lambda: left - divergence.passes - divergence.next_cost,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from ..models.batches import common_end, length_batches, padded
 from ..models.description import embedded
 from ..models.encoding import encode
-from ..models.forward import evaluating, logits, longest
+from ..models.forward import evaluating, fitting_rows, logits, longest
 from ..support.tensors import as_tensor
+from ..support.tracing import eagerly
+from .spread import Spread
 
 MEASURES = ("kl", "perplexity_ratio")
 _KEPT_BYTES = 1 << 30  # of unsteered log-probabilities; beyond that they are computed again
@@ -114,7 +116,8 @@ class Divergence:
             next-token distributions; ``"perplexity_ratio"``, here as its logarithm, the
             difference of the mean losses (first tokens excepted). Both in nats per token.
         groups: strengths that are measured at once; batch_size: sequences per forward pass, each
-            text counted once per strength.
+            text counted once per strength, and so few that their logits take at most 512 MiB in
+            single precision, or are one sequence's.
 
     Attributes:
         passes: how often all texts went through the model, counting each strength for itself.
@@ -126,34 +129,60 @@ class Divergence:
     ):
         self.model, self.texts, self.measure = model, texts, measure
         self.passes = self.sweeps = 0
-        lengths = list(map(len, texts.rows))
-        self.batches = length_batches(lengths, max(1, batch_size // (groups + 1)))
+        self._vocabulary = embedded(model)
+        self._rows = max(1, batch_size // (groups + 1))
+        self.batches = self._batches(list(map(len, texts.rows)), groups + 1)
         self.reference: list[list[Tensor]] | None = None  # per batch, per text
-        vocabulary = embedded(model)
-        self.keeps = vocabulary is not None and texts.tokens * vocabulary * 8 <= _KEPT_BYTES
+        self._spread: Spread | None = None
+        kept = None if self._vocabulary is None else texts.tokens * self._vocabulary * 8
+        self.keeps = kept is not None and kept <= _KEPT_BYTES
 
     @property
     def next_cost(self) -> int:
         """Passes that the next call takes beside one for each of its strengths."""
         return 0 if self.reference is not None else 1
 
+    def spread(self, steering: Any) -> Spread:
+        """The unsteered model's states at every layer, sampled once, in a pass without steering.
+
+        Where the predictions of the unsteered model can be kept it is that pass.
+        """
+        if self._spread is None:
+            with eagerly(), Spread(steering.decoder.layers, self.texts.tokens) as spread:
+                self._measured(steering, None, (), spread)
+            self._spread = spread
+        return self._spread
+
     def __call__(self, steering: Any, name: Any, strengths: Sequence[float]) -> list[float]:
         """Mean divergence of each strength of the vectors ``name``; infinite where it is NaN.
 
         ``steering`` is attached in slots at strength 1; its rows are set here.
         """
-        fresh = self.reference is None
+        return self._measured(steering, name, strengths)
+
+    def _measured(
+        self, steering: Any, name: Any, strengths: Sequence[float], spread: Spread | None = None
+    ) -> list[float]:
+        fresh = self.reference is None or spread is not None
         self.passes += len(strengths) + fresh
         self.sweeps += 1
         total, count, kept = [0.0] * len(strengths), 0, []
+        groups, factors = [None] * fresh + [name] * len(strengths), [0.0] * fresh + [*strengths]
+
+        def ready(rows: Sequence[Sequence[int]], runs: slice) -> None:
+            chosen = [group for group in groups[runs] for _ in rows]
+            steering.set_rows(chosen, [factor for factor in factors[runs] for _ in rows])
+            if spread is not None:
+                spread.expect(list(map(len, rows)))
+
         with torch.inference_mode(), evaluating(self.model):
             for i, indices in enumerate(self.batches):
                 rows = [self.texts.rows[j] for j in indices]
-                groups = [None] * fresh + [name] * len(strengths)
-                factors = [0.0] * fresh + list(strengths)
-                chosen = [group for group in groups for _ in rows]
-                steering.set_rows(chosen, [f for f in factors for _ in rows])
-                scores = self._scores(rows, len(groups))
+                if spread is not None and not self.keeps:  # no prediction is wanted
+                    ready(rows, slice(1))
+                    logits(self.model, *padded(rows), max(map(len, rows)) - 1)
+                    continue
+                scores = self._scores(rows, len(groups), ready=ready)
                 before = next(scores) if fresh else self.reference[i]
                 if fresh and self.keeps:
                     kept.append(before)
@@ -179,25 +208,54 @@ class Divergence:
                 f"order, came {len(prefixed)}"
             )
         total = count = 0.0
+        pairs = list(zip(self.texts.rows, prefixed))
         with torch.inference_mode(), evaluating(self.model):
-            for indices in self.batches:
-                rows = [self.texts.rows[i] for i in indices]
-                longer = [prefixed[i] for i in indices]
-                before = next(self._scores(rows, 1))
-                after = next(self._scores(longer, 1))
-                for row, long, a, b in zip(rows, longer, before, after):
-                    # The token before the shared ones, if there is any, predicts the first of them.
-                    shared = min(common_end(row, long) + 1, len(row))
+            for indices in self._batches([max(map(len, pair)) for pair in pairs], 1):
+                rows, longer = zip(*(pairs[i] for i in indices))
+                # The token before the shared ones, if there is any, predicts the first of them.
+                ends = [min(common_end(row, long) + 1, len(row)) for row, long in zip(rows, longer)]
+                before, after = (
+                    next(self._scores(one, first=min(len(r) - e for r, e in zip(one, ends))))
+                    for one in (rows, longer)
+                )
+                for row, shared, a, b in zip(rows, ends, before, after):
                     total += self._difference(a[-shared:], b[-shared:], row[-shared:])
                     count += self._places(row[-shared:])
         return total / count
 
-    def _scores(self, rows: Sequence[Sequence[int]], groups: int):
-        """Per group a list of ``[tokens, vocabulary]`` log-probabilities, one entry per text."""
+    def _batches(self, lengths: Sequence[int], groups: int) -> list[list[int]]:
+        """So that the logits of all groups fit; where those of one text do not, it stands alone."""
+
+        def fits(batch: Sequence[int]) -> bool:
+            most = fitting_rows(max(lengths[i] for i in batch), self._vocabulary)
+            return len(batch) * groups <= most
+
+        return length_batches(lengths, self._rows, fits)
+
+    def _scores(
+        self,
+        rows: Sequence[Sequence[int]],
+        runs: int = 1,
+        first: int = 0,
+        ready: Callable[[Sequence[Sequence[int]], slice], None] | None = None,
+    ) -> Iterator[list[Tensor]]:
+        """Per run a list of ``[tokens - first, vocabulary]`` log-probabilities, one per text.
+
+        Args:
+            runs: how often the texts are read, as many times in one pass as fit.
+            first: the place from which on predictions are wanted.
+            ready: called before each pass with the texts and the runs that it makes.
+        """
         ids, mask = padded(rows)
-        out = logits(self.model, ids.repeat(groups, 1), mask.repeat(groups, 1))
-        for group in out.view(groups, len(rows), *out.shape[1:]):
-            yield [self._log_softmax(s[: len(row)]) for s, row in zip(group, rows)]
+        at_once = max(1, fitting_rows(ids.shape[1], self._vocabulary) // len(rows))
+        for begin in range(0, runs, at_once):
+            count = min(at_once, runs - begin)
+            if ready is not None:
+                ready(rows, slice(begin, begin + count))
+            out = logits(self.model, ids.repeat(count, 1), mask.repeat(count, 1), first)
+            for group in out.view(count, len(rows), *out.shape[1:]):
+                yield [self._log_softmax(s[: len(row) - first]) for s, row in zip(group, rows)]
+            del out, group  # not beside the next ones
 
     def _log_softmax(self, scores: Tensor) -> Tensor:
         return scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(dim=-1)

@@ -67,7 +67,7 @@ def compare(
     shortlist: int | None = None,
     rfm: RFM | None = None,
     seed: int = 0,
-    start: float = 0.2,
+    start: float | None = None,
     batch_size: int = 64,
     max_length: int | None = None,
     decoder_layers: str | None = None,

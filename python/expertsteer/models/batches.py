@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,20 @@ def common_end(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Example indices in batches of similar length, the longest first: memory fails at once."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+def length_batches(
+    lengths: Sequence[int],
+    batch_size: int,
+    fits: Callable[[Sequence[int]], bool] | None = None,
+) -> list[list[int]]:
+    """Example indices in batches of similar length, the longest first: memory fails at once.
+
+    Args:
+        fits: whether these examples may share a batch; one alone always may.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        full = not batches or len(batches[-1]) >= batch_size
+        if full or (fits is not None and not fits([*batches[-1], i])):
+            batches.append([])
+        batches[-1].append(i)
+    return batches

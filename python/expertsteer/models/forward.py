@@ -8,6 +8,7 @@ longer than the text by what stands before it.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -26,6 +27,7 @@ from .decoder import (
     unwrapped,
 )
 
+LOGIT_BYTES = 1 << 29  # of the logits of one pass in single precision, see `fitting_rows`
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -54,14 +56,46 @@ def run_layers(model: nn.Module, found: DecoderLayers, ids: Tensor, mask: Tensor
     _call(_runner(model, found), ids, mask, logits_to_keep=1)
 
 
-def logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """``[B, T, V]`` of token ids and mask ``[B, T]``, in the model's own type, without a cache.
+def logits(model: nn.Module, ids: Tensor, mask: Tensor, first: int = 0) -> Tensor:
+    """``[B, T - first, V]`` of token ids and mask ``[B, T]``, without a cache.
+
+    In the model's own type, from the token ``first`` on. The head runs only there where the model
+    promises that, see `heads_where_asked`; else what it gives is cut.
 
     Raises:
         ValueError: an encoder-decoder; logits among which those of the text cannot be told.
     """
     require_decoder_only(model)
-    return text_logits(model, _call(model, ids, mask).logits, ids)
+    if first and heads_where_asked(model):
+        wanted = torch.arange(first, ids.shape[1], device=input_device(model))
+        scores = _call(model, ids, mask, logits_to_keep=wanted).logits
+        if scores.shape[1] == len(wanted):
+            return scores
+    else:
+        scores = _call(model, ids, mask).logits
+    return text_logits(model, scores, ids)[:, first:]
+
+
+def heads_where_asked(model: nn.Module) -> bool:
+    """Whether the model computes logits only at the places that it is given.
+
+    transformers' own models do that whose forward names ``logits_to_keep``: an index tensor is
+    what all of them read alike (with a number some leave out layers). Not asked are models with
+    anything around them that may count on a row per token, compiled ones, to which each length
+    would be new, and those on several devices, where the tensor would be on another than the
+    states.
+    """
+    hooked = model._forward_pre_hooks or model._forward_hooks
+    compiled = getattr(model, "_compiled_call_impl", None) is not None
+    devices = set((getattr(model, "hf_device_map", None) or {}).values())
+    if not _own(model) or hooked or compiled or len(devices) > 1:
+        return False
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def fitting_rows(places: int, vocabulary: int | None) -> int:
+    """How many sequences have their logits at so many places in 512 MiB, at least one."""
+    return max(1, LOGIT_BYTES // (4 * places * vocabulary)) if vocabulary else sys.maxsize
 
 
 def text_logits(model: nn.Module, scores: Tensor, ids: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..support.progress import progress
 from .batches import common_end, length_batches, padded
 from .decoder import require_decoder_only
+from .description import embedded
 from .encoding import behind_prompt, encode
-from .forward import evaluating, logits
+from .forward import evaluating, fitting_rows, heads_where_asked, logits
 
 __all__ = ["choice_probabilities", "mean_loss"]
 
@@ -163,9 +164,12 @@ def log_probabilities(
     """``[S]`` float64: log-probability of ``ids[start:]`` given ``ids[:start]``, per (ids, start).
 
     The last token is never read, only predicted; sequences that differ in nothing else share one
-    pass.
+    pass. The head runs from the first place on that a batch is scored at, where the model can be
+    told so.
 
     Args:
+        batch_size: sequences per forward pass, and so few that their logits take at most 512 MiB
+            in single precision, or are one sequence's.
         bar: what a progress bar over the batches says; ``None`` shows none.
     """
     require_decoder_only(model)
@@ -176,13 +180,24 @@ def log_probabilities(
         readers.setdefault((start, tuple(ids[:-1])), []).append(row)
     inputs = list(readers)
     total = torch.zeros(len(sequences), dtype=torch.float64, device="cpu")
+    vocabulary, told_where = embedded(model), heads_where_asked(model)
+
+    def first(batch: Sequence[int]) -> int:
+        return min(inputs[i][0] for i in batch) - 1
+
+    def fits(batch: Sequence[int]) -> bool:
+        places = max(len(inputs[i][1]) for i in batch) - (first(batch) if told_where else 0)
+        return len(batch) <= fitting_rows(places, vocabulary)
+
     with torch.inference_mode(), evaluating(model):
-        batches = length_batches([len(ids) for _, ids in inputs], batch_size)
+        batches = length_batches([len(ids) for _, ids in inputs], batch_size, fits)
         for batch in progress(batches, bar or "", bar is not None):
-            out = logits(model, *padded([inputs[i][1] for i in batch]))  # [B, T, V]
-            for i, scores in zip(batch, out):
+            skipped = first(batch)
+            out = logits(model, *padded([inputs[i][1] for i in batch]), skipped)
+            for i, scores in zip(batch, out):  # [T - skipped, V]
                 start, ids = inputs[i]
-                scores = scores[start - 1 : len(ids)].float().log_softmax(dim=-1).cpu()
+                scores = scores[start - 1 - skipped : len(ids) - skipped]
+                scores = scores.float().log_softmax(dim=-1).cpu()
                 told = torch.tensor(ids[start:], dtype=torch.int64, device="cpu").view(-1, 1)
                 path = scores[:-1].gather(1, told).double().sum()
                 rows = readers[inputs[i]]

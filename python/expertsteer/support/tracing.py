@@ -5,8 +5,9 @@ Whoever follows sees operations, and nothing of what is written through a pointe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +39,14 @@ def unrecorded() -> Iterator[None]:
         yield
     finally:
         torch._C._set_tracing_state(state)
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Compiled modules run without their graphs, which would not see hooks that come, or keep those
+    that go."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def is_dual() -> bool:
