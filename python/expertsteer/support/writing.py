@@ -47,7 +47,7 @@ def replacing(
     with _told(path, then), _scratch(path, tidy) as folder:
         temporary = folder / path.name
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # some libraries make private files
+        _share(temporary)
         if durable:
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -74,6 +74,9 @@ def appearing(out: Path) -> Iterator[Path]:
             temporary = folder / out.name
             temporary.mkdir()
             yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _share(file)
             temporary.replace(out)
 
 
@@ -199,6 +202,11 @@ def _remove_if_left(path: Path) -> None:
 def _prefix(name: str) -> str:
     # A name may be as long as the system allows, and this one is longer.
     return f".{os.fsdecode(os.fsencode(name)[:200])}."
+
+
+def _share(file: Path) -> None:
+    """Give a file the rights of any new one: some libraries make private files."""
+    file.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:
