@@ -26,8 +26,8 @@ tokenizer.padding_side = "left"
 batch = tokenizer([q.prompt for q in questions], return_tensors="pt", padding=True)
 batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
 answers = {}
-with es.attach(model, vectors.select([0, 1])) as steering:
-    for strength in (0.0, 0.4):
+with es.attach(model, vectors.select([0, 1]), strength=0.0) as steering:
+    for strength in (0.0, 0.6):
         steering.set(strength=strength)
         tokens = model.generate(**batch, max_new_tokens=1, do_sample=False)
         answers[strength] = tokenizer.batch_decode(tokens[:, -1:])

@@ -23,7 +23,7 @@ tokenizer.padding_side = "left"
 batch = tokenizer(questions, return_tensors="pt", padding=True)
 batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-with es.attach(model, library, positions="all", strength=0.5) as steering:
+with es.attach(model, library, positions="all", strength=0.8) as steering:
     requests = ["coast", "hill", None, {"coast": 0.5, "hill": 0.25}]  # one entry per sequence
     steering.set_rows(requests)
     steered = model.generate(**batch, max_new_tokens=1, do_sample=False)

@@ -39,6 +39,7 @@ _PUBLIC = {
     "load_task": "tasks",
     "align": "alignment.aligning",
     "health": "fitting.checking",
+    "NEUTRAL_TEXTS": "calibration.neutral",
     "calibrate": "calibration.calibrating",
     "evaluate": "evaluation.evaluating",
     "capture": "states.in_memory",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:  # what checkers of types and editors read: `as` says that a n
     from .alignment.aligning import align as align
     from .alignment.alignment import Alignment as Alignment
     from .calibration.calibrating import calibrate as calibrate
+    from .calibration.neutral import NEUTRAL_TEXTS as NEUTRAL_TEXTS
     from .contrast.contrast_set import ContrastSet as ContrastSet
     from .contrast.rows import ContrastSetError as ContrastSetError
     from .contrast.stream import ContrastStream as ContrastStream

@@ -198,7 +198,7 @@ def test_auto_refuses_what_was_not_calibrated(model, tokenizer):
         es.attach(model, ready, strength="auto", operation="remove")
     with pytest.raises(ValueError, match=r"needs one SteeringVectors, came 2"):
         es.attach(model, [ready, ready], strength="auto")
-    with pytest.raises(ValueError, match=r"number or 'auto', came 'much'"):
+    with pytest.raises(ValueError, match=r"number, 'auto' or None, came 'much'"):
         es.attach(model, ready, strength="much")
     with pytest.raises(ValueError, match=r"made of other vectors"):
         some_vectors(seed=4).with_calibration(es.calibrate(model, vectors, TEXTS, tokenizer))

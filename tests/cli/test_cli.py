@@ -49,6 +49,7 @@ def test_fit_writes_vectors_and_says_so_in_json(world):
     assert [row["layer"] for row in document["layers"]] == list(vectors.layers)
     assert document["width"] == 32 and document["metadata"]["method"] == "rfm"
     assert all(row["norm"] == pytest.approx(1, abs=1e-5) for row in document["layers"])
+    assert vectors.calibration()["budget"] == 0.1  # by default, on the package's own texts
 
 
 def test_fit_passes_its_options_on(world):
@@ -56,12 +57,14 @@ def test_fit_passes_its_options_on(world):
         *fit_arguments(world, out="other"),
         *("--pairs", 1, "--align", "ridge", "--direction", "mean_difference", "--rule", "random"),
         *("--position", "-1", "--null", 2, "--seed", 4),
-        *("--estimator", "ksg"),
+        *("--estimator", "ksg", "--no-calibrate"),
     )
     assert done.returncode == 0, done.stderr
     meta = es.SteeringVectors.from_pretrained(world / "other").metadata
     assert meta["method"] == "mean_difference" and meta["alignment"]["method"] == "ridge"
-    assert meta["pairing"]["rule"] == "random" and meta["position"] == -1
+    assert (
+        "calibration" not in meta and meta["pairing"]["rule"] == "random" and meta["position"] == -1
+    )
     pairing = es.LayerPairing.from_pretrained(world / "other")
     assert pairing.settings["estimator"] == "ksg" and pairing.floor is not None
 
@@ -211,7 +214,8 @@ def test_bad_input_is_one_message_and_code_2(world, tmp_path):
         (generate(world / "vectors", "--temperature", -1), "temperature"),
         (generate(world / "vectors", "--temperature", "nan"), "temperature"),
         (generate(world / "vectors", "--seed", -1), "--seed"),
-        (generate(world / "vectors", "--strength", "auto"), "hold no calibration"),
+        (generate(world / "vectors", "--layers", 1, "--strength", "auto"), "no stored calibration"),
+        (fit(whole, "--neutral", whole, "--no-calibrate"), "--no-calibrate"),
         (generate(world / "vectors", "--strength", "much"), "came 'much'"),
         (fit(whole, "--neutral", empty), "holds no text"),
         (fit(whole, "--neutral", whole.parent), "neutral must name a text file"),

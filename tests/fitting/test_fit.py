@@ -3,6 +3,7 @@ import torch
 
 import expertsteer as es
 from expertsteer.fitting.fitting import DIRECTIONS
+from expertsteer.states.scale import median_deviation
 
 
 def planted(width_expert=14, width_target=10, examples=160, seed=5):
@@ -59,10 +60,10 @@ def test_pca_is_the_loudest_direction_with_the_label_s_sign():
     )
 
 
-def test_scales_are_median_norms_and_metadata_tells_the_story():
+def test_scales_tell_how_far_apart_states_are_and_metadata_tells_the_story():
     expert, target, _ = planted()
     vectors = es.fit_vectors(expert, target, es.align(expert, target), PAIRS)
-    assert vectors.scales[2] == pytest.approx(float(target.layer(2).norm(dim=1).median()))
+    assert vectors.scales[2] == pytest.approx(median_deviation(target.layer(2)))
     meta = vectors.metadata
     assert meta["method"] == "rfm" and meta["settings"]["bandwidth"] == 3.0
     assert meta["alignment"]["rotation"] == "procrustes"

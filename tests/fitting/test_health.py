@@ -104,7 +104,6 @@ def one_massive_row(expert, target):
         (ten, {}, {"examples", "stability"}),
         (near_copies, {}, {"duplicates"}),
         (one_in_twenty, {}, {"examples", "balance"}),
-        (massive, {}, {"scale"}),
         (one_massive_row, {}, {"scale"}),
     ],
     ids=lambda x: getattr(x, "__name__", None),
@@ -116,10 +115,21 @@ def test_it_fires_on_what_is_wrong(captures, spoil, settings, expected):
     assert expected <= checks(found) and not found.ok
     for finding in found.findings:
         assert finding.message in found.warnings and ";" in finding.message  # and what to do
-    if settings or spoil is massive:  # one thing is wrong: one is reported
+    if settings:  # one thing is wrong: one is reported
         assert checks(found) == expected
     if settings:
         assert "rotation='procrustes'" in found.warnings[0]
+
+
+def test_a_massive_coordinate_that_does_not_move_changes_neither_scales_nor_health(
+    captures, healthy
+):
+    pipeline, vectors = fitted(*massive(*captures))
+    assert pipeline.health_.ok
+    both = set(vectors.layers) & set(healthy[1].layers)
+    for layer in both:
+        assert vectors.scales[layer] == pytest.approx(healthy[1].scales[layer], rel=0.01)
+    assert both
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of layers without information

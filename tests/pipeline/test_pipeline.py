@@ -52,11 +52,27 @@ def test_with_neutral_texts_the_strength_is_calibrated(contrast, models):
     found = pipeline.calibration_
     assert found.budget == 0.05 and found.layers == vectors.layers and found.passes <= 12
     assert found == es.calibrate(models[1], vectors, neutral, tiny_tokenizer(), budget=0.05)
-    with es.attach(models[1], vectors, strength="auto") as steering:
+    with es.attach(models[1], vectors) as steering:
         assert steering.strength == found.strength
-    _, plain = fit(contrast, models, pairs=2)
+    _, plain = fit(contrast, models, pairs=2, neutral=None)
     assert "calibration" not in plain.metadata
     assert torch.equal(plain.vectors[plain.layers[0]], vectors.vectors[plain.layers[0]])
+
+
+def test_by_default_it_is_calibrated_on_texts_that_come_with_the_package(contrast, models):
+    pipeline, vectors = fit(contrast, models, pairs=2)
+    found = pipeline.calibration_
+    again = es.calibrate(models[1], vectors, tokenizer=tiny_tokenizer(), batch_size=16)
+    assert found == again
+    assert found.texts == len(es.NEUTRAL_TEXTS) and found.divergence <= 0.1
+    assert vectors.calibrated_strength() == found.strength
+
+
+def test_a_fit_outlives_a_calibration_that_finds_nothing(contrast, models):
+    lost = {"neutral": [""], "measure": "perplexity_ratio", "budget": 1.1}
+    with pytest.warns(UserWarning, match="fitted, but carry no strength: texts"):
+        pipeline, vectors = fit(contrast, models, pairs=2, **lost)
+    assert pipeline.calibration_ is None and "calibration" not in vectors.metadata
 
 
 @pytest.mark.parametrize(
@@ -219,9 +235,9 @@ def test_a_real_checkpoint_learns_a_mood_and_speaks_it(stories):
         words = [tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("happy", "sad")]
         return float(scores[words[0]] - scores[words[1]])
 
-    with es.attach(model, vectors) as steering:
+    with es.attach(model, vectors, strength=0.0) as steering:
         leaning = []
-        for strength in (-0.4, 0.0, 0.4):
+        for strength in (-1.0, 0.0, 1.0):
             steering.set(strength=strength)
             leaning.append(preference())
     assert leaning[0] < leaning[1] < leaning[2] and not math.isnan(leaning[2])

@@ -79,7 +79,7 @@ def test_the_card_names_models_layers_and_settings(make_states, tmp_path):
     vectors = fitted(make_states)
     card = ModelCard(model_card(vectors.describe()))
     assert card.data.base_model == "some/target" and card.data.library_name == "expertsteer"
-    assert "Not measured" in card.text and "strength=0.5" in card.text
+    assert "Not measured" in card.text and "es.attach(model, vectors)" in card.text
     assert f"{vectors.scales[1]:.4g}" in card.text and "bandwidth 3.0" in card.text
     local = tmp_path / "private" / "my-model"
     local.mkdir(parents=True)

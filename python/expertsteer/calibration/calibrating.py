@@ -21,6 +21,7 @@ from ..vectors.calibration import Calibration
 from ..vectors.vectors import SteeringVectors
 from .bracket import Bracket, search
 from .divergence import MEASURES, Divergence, NeutralTexts, neutral_texts
+from .neutral import NEUTRAL_TEXTS
 
 PASSES = 12
 TOLERANCE = 0.02
@@ -34,7 +35,7 @@ class BudgetError(ValueError):
 def calibrate(
     model: nn.Module,
     vectors: SteeringVectors | Mapping[str, SteeringVectors],
-    texts: Sequence[Any],
+    texts: Sequence[Any] = NEUTRAL_TEXTS,
     tokenizer: Any = None,
     *,
     budget: float = 0.1,
@@ -61,7 +62,8 @@ def calibrate(
     Args:
         model: as for `attach`, not steered yet.
         vectors: one `SteeringVectors`, or several by name, each calibrated by itself.
-        texts: neutral text, what steering should leave alone; or token ids of each text.
+        texts: neutral text, what steering should leave alone, or token ids of each text; by
+            default `NEUTRAL_TEXTS`, a dozen short English ones of several kinds.
         tokenizer: needed for texts.
         budget: for ``"kl"`` nats per token, more than 0; for ``"perplexity_ratio"`` more than 1.
         measure: ``"kl"``, the mean over tokens of KL(unsteered || steered) between next-token
@@ -115,6 +117,21 @@ def calibrate(
     return results.get(None, results)
 
 
+def found_strength(
+    model: nn.Module, vectors: SteeringVectors, texts: Sequence[Any], tokenizer: Any, **options: Any
+) -> Calibration | None:
+    """`calibrate` as the end of a fit, which is worth more than its strength.
+
+    Warns:
+        UserWarning: there is none, with the error.
+    """
+    try:
+        return calibrate(model, vectors, texts, tokenizer, **options)
+    except ValueError as error:
+        tell(f"the vectors are fitted, but carry no strength: {error}")
+        return None
+
+
 @dataclass(frozen=True)
 class Searching:
     """How strengths are searched for: ``limit`` is the budget in nats, the rest as in `calibrate`.
@@ -160,7 +177,8 @@ def calibrated(
     limit, options = searching.limit, searching.options
     passes, sweeps = divergence.passes, divergence.sweeps
     left = searching.max_passes + passes
-    with attach(divergence.model, vectors, strength=1.0, mode="slot", **options) as steering:
+    with attach(divergence.model, vectors, strength=0.0, mode="slot", **options) as steering:
+        steering.set(strength=1.0)  # of which every row takes its share
         steering.watch = False  # outputs that are not finite are over any budget
         start = searching.start
         if start is None:

@@ -23,7 +23,7 @@ def export(
     strength: Annotated[
         str | None,
         typer.Option(
-            help="In median norms of the states, or auto: as calibrated. Default: auto where there "
+            help="A number, or auto: as calibrated. Default: auto where there "
             "is a calibration; else 1 for gguf, which the reading program scales, and none for "
             "the others."
         ),
@@ -102,7 +102,7 @@ def import_vectors(
 
 
 def _strength(text: str | None, vectors, format: Format) -> float:
-    from ..steering.checks import resolved_strength
+    from ..steering.strengths import resolved_strength
     from ..vectors.metadata import CALIBRATION_KEY
 
     value: Any = text

@@ -49,10 +49,14 @@ def fit(
     batch_size: options.BatchSize = 16,
     max_length: options.MaxLength = None,
     neutral: Annotated[
-        Path | None, typer.Option(help="Neutral texts, one a line: calibrate the strength.")
+        Path | None,
+        typer.Option(help="Texts to calibrate on, one a line; a dozen come with the package."),
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Find the strength at which neutral texts cost the budget.")
+    ] = True,
     budget: Annotated[
-        float, typer.Option(help="With --neutral: KL from unsteered, nats per token.")
+        float, typer.Option(help="Of the calibration: KL from unsteered, nats per token.")
     ] = 0.1,
     health: Annotated[
         bool, typer.Option(help="Check the fit on rows it did not see, before anyone steers.")
@@ -96,7 +100,7 @@ def fit(
         position=options.position_of(position),
         batch_size=batch_size,
         max_length=max_length,
-        neutral=None if neutral is None else options.lines("neutral", neutral),
+        neutral=_neutral(neutral, calibrate),
         budget=budget,
         health=health,
         seed=seed,
@@ -123,6 +127,16 @@ def fit(
             vectors.save_pretrained(out)
             pipeline.pairing_.save_pretrained(out)
             options.show(vectors, out, as_json)
+
+
+def _neutral(path: Path | None, calibrate: bool):
+    from ..calibration.neutral import NEUTRAL_TEXTS
+
+    if path is not None and not calibrate:
+        raise ValueError("neutral names texts to calibrate on; leave out one of it, --no-calibrate")
+    if path is not None:
+        return options.lines("neutral", path)
+    return NEUTRAL_TEXTS if calibrate else None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated, Any, Literal
 
@@ -18,8 +19,9 @@ def generate(
     vectors: Annotated[str, typer.Option(help="Folder or Hub id of steering vectors.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")] = "-",
     strength: Annotated[
-        str, typer.Option(help="In median norms of the states, or auto: as calibrated.")
-    ] = "0.5",
+        str | None,
+        typer.Option(help="A number, or auto: as calibrated, which is the default."),
+    ] = None,
     positions: Annotated[Positions, typer.Option(help="Which tokens.")] = "all",
     layers: options.OnlyLayers = None,
     max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 64,
@@ -92,11 +94,11 @@ def _continue(network, tokenizer, text, vectors, strength, attaching, sampling, 
     return texts
 
 
-def _strength(text: str, vectors) -> float:
-    from ..steering.checks import resolved_strength
+def _strength(text: str | None, vectors) -> float:
+    from ..steering.strengths import resolved_strength
 
-    try:
-        value: Any = float(text)
-    except ValueError:
-        value = text
+    value: Any = text
+    if text is not None:
+        with contextlib.suppress(ValueError):
+            value = float(text)
     return resolved_strength(value, {0: vectors}, "add")

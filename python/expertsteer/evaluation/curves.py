@@ -45,7 +45,8 @@ def _points(
     unsteered: ComparisonRow,
     fractions: Sequence[float],
 ):
-    with equal_price.attached(chosen.vectors, strength=1.0, mode="slot") as steering:
+    with equal_price.attached(chosen.vectors, strength=0.0, mode="slot") as steering:
+        steering.set(strength=1.0)  # of which every row takes its share
         steering.watch = False  # outputs that are not finite cost more than anything
         for fraction in sorted(fractions):
             strength = fraction * chosen.strength

@@ -147,7 +147,8 @@ class EqualPrice:
     @contextmanager
     def steered(self, chosen: Chosen) -> Iterator[float]:
         """The model under the chosen setting, and its divergence on the reported texts."""
-        with self.attached(chosen.vectors, strength=1.0, mode="slot") as steering:
+        with self.attached(chosen.vectors, strength=0.0, mode="slot") as steering:
+            steering.set(strength=1.0)  # of which every row takes its share
             (nats,) = self.reporting(steering, 0, [chosen.strength])
             steering.set_rows(None)
             steering.set(strength=chosen.strength)

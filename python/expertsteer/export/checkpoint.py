@@ -21,7 +21,8 @@ from torch import nn
 from ..folding.families import last_linear, why_not_foldable
 from ..folding.permanent import fold_permanently, why_not_permanent
 from ..models.decoder import find_decoder
-from ..steering.checks import checked_experts, resolved_strength
+from ..steering.checks import checked_experts
+from ..steering.strengths import resolved_strength
 from ..support.numbers import size_text
 from ..support.writing import appearing, require_new
 from ..vectors.vectors import SteeringVectors

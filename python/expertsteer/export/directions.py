@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..steering.checks import require_effect, resolved_strength
+from ..steering.checks import require_effect
+from ..steering.strengths import resolved_strength
 from ..support.numbers import setting
 from ..support.paths import local_path
 from ..support.reading import ArtifactError

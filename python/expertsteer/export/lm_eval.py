@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.decoder import find_decoder, unwrapped
-from ..steering.checks import checked_experts, resolved_strength
+from ..steering.checks import checked_experts
+from ..steering.strengths import resolved_strength
 from ..support.numbers import setting
 from ..support.paths import local_path
 from ..support.reading import ArtifactError, reading

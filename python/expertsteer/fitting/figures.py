@@ -161,7 +161,7 @@ def spread(states: Tensor) -> float:
 
 
 def length_figures(states: Tensor) -> dict[str, float]:
-    """Whether a median norm tells what it should: of the target's states ``[N, d]``.
+    """How the lengths of the target's states ``[N, d]`` come about.
 
     Returns:
         ``largest_coordinate``: the largest share of one coordinate in the mean squared length.

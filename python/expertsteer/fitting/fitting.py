@@ -12,6 +12,7 @@ from ..alignment.alignment import Alignment
 from ..pairing.layer_pairs import LayerPairing
 from ..rfm import RFM
 from ..states.same_examples import require_same_examples
+from ..states.scale import UNIT
 from ..states.states import Captured
 from ..support.versions import package_versions
 from ..vectors.vectors import SteeringVectors
@@ -49,7 +50,7 @@ def fit_vectors(
         seed: of that split.
 
     Returns:
-        `SteeringVectors`; ``scales`` are the median norms of the target's states, and ``metadata``
+        `SteeringVectors`; ``scales`` tell how far apart the target's states are, and ``metadata``
         holds the models, the pairing, the settings and the measured figures.
 
     Raises:
@@ -78,6 +79,7 @@ def fit_vectors(
         "settings": (rfm or RFM()).settings if method == "rfm" else {},
         "examples": {"count": len(target.labels), "positive": int(target.labels.sum())},
         "position": target.position,
+        "unit": UNIT,
         "figures": figures | _alignment_figures(aligned),
         "versions": package_versions(),
     }

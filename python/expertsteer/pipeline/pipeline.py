@@ -11,7 +11,8 @@ from torch import nn
 
 from ..alignment.aligning import ALIGNMENTS, ROTATIONS, SOLVERS
 from ..alignment.alignment import Alignment
-from ..calibration.calibrating import calibrate, checked_budget
+from ..calibration.calibrating import checked_budget, found_strength
+from ..calibration.neutral import NEUTRAL_TEXTS
 from ..contrast.contrast_set import ContrastSet
 from ..contrast.stream import Source
 from ..fitting.checking import health
@@ -43,8 +44,9 @@ class ExpertSteer:
         estimator, components, null: see `mutual_information`.
         direction, rfm, validation: see `fit_vectors` (``direction`` is its ``method``).
         position, batch_size, max_length: see `capture`.
-        neutral: texts that steering should leave alone; with them the strength is calibrated on
-            the target, and ``attach(..., strength="auto")`` uses it. budget, measure: see
+        neutral: texts that steering should leave alone, on which the strength is calibrated on the
+            target, so that `attach` steers at a known price; ``None`` for no calibration. Where no
+            strength can be found that is a warning, and the vectors have none. budget, measure: see
             `calibrate`.
         health: whether to check the fit (see `health`), at the cost of another alignment and two
             to four more fits of the chosen pairs; what it finds wrong is told as `HealthWarning`
@@ -56,7 +58,7 @@ class ExpertSteer:
 
     After ``fit``: ``expert_``, ``target_`` (the captures), ``information_``, ``pairing_`` and
     ``alignment_`` (of the chosen pairs); with ``health`` also ``health_``, with ``neutral``
-    ``calibration_``.
+    ``calibration_`` (``None`` where no strength was found).
     """
 
     pairs: int | None = None
@@ -74,7 +76,7 @@ class ExpertSteer:
     position: str | int = "last"
     batch_size: int = 16
     max_length: int | None = None
-    neutral: Sequence[str] | None = None
+    neutral: Sequence[str] | None = NEUTRAL_TEXTS
     budget: float = 0.1
     measure: str = "kl"
     health: bool = True
@@ -256,8 +258,8 @@ class ExpertSteer:
     def calibrated(
         self, vectors: SteeringVectors, model: nn.Module, tokenizer: Any, options: dict[str, Any]
     ) -> SteeringVectors:
-        """The vectors with the strength that keeps the budget on the neutral texts."""
-        self.calibration_: Calibration = calibrate(
+        """The vectors with the strength that keeps the budget on the neutral texts, if one does."""
+        self.calibration_: Calibration | None = found_strength(
             model,
             vectors,
             self.neutral,
@@ -267,7 +269,8 @@ class ExpertSteer:
             batch_size=self.batch_size,
             decoder_layers=options.get("decoder_layers"),
         )
-        return vectors.with_calibration(self.calibration_)
+        found = self.calibration_
+        return vectors if found is None else vectors.with_calibration(found)
 
     def _capture(
         self,

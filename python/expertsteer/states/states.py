@@ -16,6 +16,7 @@ from ..support.artifact_files import parsing, read_artifact, write_artifact
 from ..support.paths import local_path
 from ..support.tensors import as_tensor, require_finite, row_indices
 from .opening import about_states, of_folder
+from .scale import median_deviation
 from .tensor_files import StateFiles
 
 
@@ -92,8 +93,8 @@ class HiddenStates:
         return self.states[_place(self, index)]
 
     def scale(self, index: int) -> float:
-        """Median Euclidean norm of the states of decoder layer ``index``."""
-        return float(self.layer(index).float().norm(dim=-1).median())
+        """How far apart the states of a layer are: ``sqrt(sum_j median_i |h_ij - median h_j|^2)``."""
+        return median_deviation(self.layer(index), f"the states of layer {index}")
 
     def take(
         self, rows: Sequence[int] | Tensor, layers: Sequence[int] | None = None
@@ -205,8 +206,8 @@ class StoredStates:
         return self.states[_place(self, index)]
 
     def scale(self, index: int) -> float:
-        """Median Euclidean norm of the states of decoder layer ``index``."""
-        return float(self.layer(index).float().norm(dim=-1).median())
+        """How far apart the states of a layer are: ``sqrt(sum_j median_i |h_ij - median h_j|^2)``."""
+        return median_deviation(self.layer(index), f"the states of layer {index}")
 
     def take(
         self, rows: Sequence[int] | Tensor, layers: Sequence[int] | None = None

@@ -48,7 +48,7 @@ class Gate:
     Attributes:
         vectors: one direction per steered layer, such as those fitted for "this is about medicine".
         threshold: of ``h . g / |g|``, in units of the vectors' scale at the layer (with fitted
-            vectors the median norm of the states).
+            vectors how far apart the states are).
     """
 
     vectors: SteeringVectors

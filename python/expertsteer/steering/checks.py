@@ -12,7 +12,6 @@ from ..folding.families import last_linear, why_not_foldable
 from ..models.decoder import find_decoder
 from ..models.description import describe, hidden_size
 from ..ops import STEER_OPERATIONS
-from ..support.arguments import finite_number
 from ..support.tensors import as_tensor, require_constants
 from ..vectors.metadata import model_of
 from ..vectors.vectors import SteeringVectors
@@ -162,25 +161,6 @@ def require_effect(vectors: SteeringVectors) -> None:
     idle = [layer for layer, vector in vectors.vectors.items() if not bool((vector != 0).any())]
     if idle:
         raise ValueError(f"vectors at layers {idle} are all zero and would have no effect")
-
-
-def resolved_strength(strength: Any, experts: Mapping[Any, SteeringVectors], operation: str):
-    """A finite number; for ``"auto"`` that of the calibration which the vectors carry.
-
-    Raises:
-        ValueError: a strength that is not finite or another word; ``"auto"`` for several vectors,
-            or without a calibration of exactly these vectors.
-    """
-    if isinstance(strength, str):
-        if strength != "auto":
-            raise ValueError(f"strength must be a number or 'auto', came {strength!r}")
-        if len(experts) > 1:
-            raise ValueError(
-                f"strength='auto' needs one SteeringVectors, came {len(experts)}, whose strengths "
-                "were calibrated one by one; calibrate their sum, or give a number"
-            )
-        return next(iter(experts.values())).calibrated_strength(operation)
-    return finite_number("strength", strength)
 
 
 def _check_fit(model: nn.Module, vectors: SteeringVectors, decoder: Any, check_model: bool) -> None:

@@ -25,9 +25,9 @@ from .checks import (
     checked_prompt_length,
     require_distinct,
     require_effect,
-    resolved_strength,
 )
 from .given_positions import Positions, checked_positions
+from .strengths import resolved_strength
 
 _KEEP: Any = object()  # an argument that was not given, where None means something
 
@@ -36,7 +36,7 @@ def attach(
     model: nn.Module,
     vectors: SteeringVectors | Sequence[SteeringVectors] | Mapping[str, SteeringVectors],
     *,
-    strength: float | str = 1.0,
+    strength: float | str | None = None,
     positions: Positions = "all",
     operation: str = "add",
     gate: Gate | None = None,
@@ -52,9 +52,10 @@ def attach(
             compiled one compiles once more, and no change of what is added does.
         vectors: what to add: at layer t ``strength * scales[t] * vectors[t]``. Several, in a list
             or by name, are all added unless ``set_rows`` chooses among them per sequence.
-        strength: with fitted vectors a pure number, in units of the median norm of the states;
-            ``"auto"`` takes that of the calibration which the vectors carry (see `calibrate` and
-            `SteeringVectors.with_calibration`).
+        strength: with fitted vectors a pure number, in units of how far apart the target's states
+            are (`SteeringVectors.scales`). ``"auto"`` takes that of the calibration which the
+            vectors carry (see `calibrate` and `SteeringVectors.with_calibration`). By default that
+            one where there is one of exactly these vectors, else 1.0.
         positions: ``"all"`` tokens, those of the ``"prompt"``, the ``"generated"`` ones, or
             ``"last"`` (the token each prediction is made from: the prompt's last and all
             generated ones); a mask ``[batch or 1, length]`` over the padded sequence, whose end
@@ -182,7 +183,7 @@ class Steering(Changeable):
         experts = self.bank.experts if vectors is None else self._others(vectors)
         if strength is None:
             strength = self.strength
-        strength = resolved_strength(strength, experts, self.operation)
+        strength = resolved_strength(strength, experts, self.operation, looks=False)
         slots = not (positions is None or (isinstance(positions, str) and positions == "all"))
         self._require_slots(slots)
         with self._changing():

@@ -56,34 +56,40 @@ class Calibration:
         return asdict(self) | lists
 
 
-def stored_strength(
-    stored: Any, fingerprint: str, layers: tuple[int, ...], operation: str
-) -> float:
-    """The strength of the calibration that is of exactly these vectors.
+_WAY_OUT = (
+    "run calibrate(model, vectors, tokenizer=tokenizer, budget=...) and attach "
+    "vectors.with_calibration(result), or give a number"
+)
+
+
+def stored_calibration(stored: Any, fingerprint: str, operation: str) -> dict[str, Any] | None:
+    """The stored entry that is of exactly these vectors, ``None`` where there is none.
 
     Raises:
-        ValueError: there is none, with what there is.
+        ValueError: entries that are damaged.
     """
-    way_out = (
-        "run calibrate(model, vectors, texts, tokenizer, budget=...) and attach "
-        "vectors.with_calibration(result), or give a number"
-    )
-    if not stored:
-        raise ValueError(f"strength='auto': the vectors hold no calibration; {way_out}")
     try:
-        for entry in stored:
+        for entry in stored or ():
             if (entry["fingerprint"], entry["operation"]) == (fingerprint, operation):
                 strength = float(entry["strength"])
                 if not math.isfinite(strength):
                     raise ValueError(f"a strength of {strength}")
-                return strength
-        known = [(tuple(entry["layers"]), entry["operation"]) for entry in stored]
+                return entry | {"strength": strength}
+            tuple(entry["layers"])
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"strength='auto': metadata['{CALIBRATION_KEY}'] is damaged "
-            f"({type(error).__name__}: {error}); {way_out}"
+            f"({type(error).__name__}: {error}); {_WAY_OUT}"
         ) from error
-    raise ValueError(
-        f"strength='auto': no stored calibration is of these vectors at layers {layers} with "
-        f"operation {operation!r}; stored are {known}, of the vectors as they were then; {way_out}"
+    return None
+
+
+def why_not_stored(stored: Any, layers: tuple[int, ...], operation: str) -> str:
+    """Why a sound list of entries holds none for vectors at these layers, with the way out."""
+    if not stored:
+        return f"the vectors hold no calibration; {_WAY_OUT}"
+    known = [(tuple(entry["layers"]), entry["operation"]) for entry in stored]
+    return (
+        f"no stored calibration is of these vectors at layers {layers} with operation "
+        f"{operation!r}; stored are {known}, of the vectors as they were then; {_WAY_OUT}"
     )

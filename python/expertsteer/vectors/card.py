@@ -70,13 +70,12 @@ def _opening(document: dict[str, Any]) -> str:
 
 
 def _use(metadata: dict[str, Any], repo_id: str | None) -> str:
-    strength = '"auto"' if metadata.get(CALIBRATION_KEY) else "0.5"
     lines = [
         "```python",
         "import expertsteer as es",
         "",
         f"vectors = es.SteeringVectors.from_pretrained({json.dumps(repo_id or 'path/or/id')})",
-        f"with es.attach(model, vectors, strength={strength}):",
+        "with es.attach(model, vectors):",
         "    model.generate(**inputs)",
         "```",
     ]

@@ -49,6 +49,11 @@ def model_of(metadata: Mapping[str, Any], side: str, where: Any = "metadata") ->
     return dict(model)
 
 
+def is_fitted(metadata: Mapping[str, Any]) -> bool:
+    """Whether vectors were fitted, or made of fitted ones, rather than written down."""
+    return bool(metadata.get("method")) or any(map(is_fitted, metadata.get("sum_of") or ()))
+
+
 def require_same_target(first: dict[str, Any], second: dict[str, Any]) -> None:
     """Vectors fitted for different models do not add up to one for either."""
     a, b = (model_of(m, "target") for m in (first, second))

@@ -18,24 +18,26 @@ from ..support.paths import local_path
 from ..support.reading import NUMBER, OBJECT, WHOLE, ArtifactError, by_name, checked_field, listed
 from ..support.tensors import as_tensor, require_constants, require_finite
 from ..support.versions import package_versions
-from .calibration import Calibration, stored_strength
+from .arithmetic import Arithmetic
+from .calibration import Calibration, stored_calibration, why_not_stored
 from .card import model_card
 from .document import described
-from .metadata import CALIBRATION_KEY, EVALUATION_KEY, model_of, require_same_target, shared
+from .metadata import CALIBRATION_KEY, EVALUATION_KEY, model_of
 
 KIND = "steering_vectors"
 _LAYERS = listed(WHOLE)
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVectors:
+class SteeringVectors(Arithmetic):
     """What is added to a target model: ``h <- h + strength * scales[t] * vectors[t]`` at layer t.
 
     Attributes:
         vectors: ``{target_layer: [d_T]}``, layers counted from 0. Fitted vectors have unit norm;
             vectors by hand or by arithmetic may have any.
-        scales: ``{target_layer: float}``, the median norm of the target's states there, so that
-            strength is a pure number; 1.0 where not given.
+        scales: ``{target_layer: float}``, so that strength is a pure number: of fitted vectors how
+            far apart the target's states are there, the length of their median deviations (in files
+            whose metadata name no ``unit``, their median norm); 1.0 where not given.
         metadata: provenance (models, revisions, widths, pairing, method, settings, versions,
             measured figures); json values only.
 
@@ -140,8 +142,23 @@ class SteeringVectors:
         Raises:
             ValueError: none is of exactly these vectors, at these layers.
         """
-        entries = self.metadata.get(CALIBRATION_KEY)
-        return stored_strength(entries, self.fingerprint, self.layers, operation)
+        found = self.calibration(operation)
+        if found is None:
+            stored = self.metadata.get(CALIBRATION_KEY)
+            raise ValueError(f"strength='auto': {why_not_stored(stored, self.layers, operation)}")
+        return found["strength"]
+
+    def calibration(self, operation: str = "add") -> dict[str, Any] | None:
+        """The stored calibration of exactly these vectors at these layers, if there is one.
+
+        Returns:
+            `Calibration` as json values, or ``None``.
+
+        Raises:
+            ValueError: what is stored is damaged.
+        """
+        stored = self.metadata.get(CALIBRATION_KEY)
+        return stored_calibration(stored, self.fingerprint, operation) if stored else None
 
     def with_calibration(self, *results: Calibration) -> SteeringVectors:
         """The same vectors, which then can be attached with ``strength="auto"``.
@@ -177,41 +194,6 @@ class SteeringVectors:
         stored = {entry["task"]: entry for entry in self.metadata.get(EVALUATION_KEY, [])}
         stored |= {result.task: result.summary() for result in results}
         return replace(self, metadata=self.metadata | {EVALUATION_KEY: list(stored.values())})
-
-    def __mul__(self, factor: float) -> SteeringVectors:
-        if not isinstance(factor, (int, float)):
-            return NotImplemented
-        return replace(self, vectors={i: factor * v for i, v in self.vectors.items()})
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: float) -> SteeringVectors:
-        return self * (1 / divisor)
-
-    def __radd__(self, other: Any) -> SteeringVectors:
-        return self if other == 0 else NotImplemented  # the start value of sum()
-
-    def __neg__(self) -> SteeringVectors:
-        return -1.0 * self
-
-    def __add__(self, other: SteeringVectors) -> SteeringVectors:
-        if not isinstance(other, SteeringVectors):
-            return NotImplemented
-        if self.width != other.width:
-            raise ValueError(f"cannot add vectors of width {self.width} and {other.width}")
-        require_same_target(self.metadata, other.metadata)
-        scales = other.scales | self.scales
-        vectors = {
-            layer: sum(v.displacement(layer) for v in (self, other) if layer in v.vectors) / scale
-            for layer, scale in scales.items()
-        }
-        parts = [v.metadata for v in (self, other)]
-        return SteeringVectors(vectors, scales, {**shared(*parts), "sum_of": parts})
-
-    def __sub__(self, other: SteeringVectors) -> SteeringVectors:
-        if not isinstance(other, SteeringVectors):
-            return NotImplemented
-        return self + (-other)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write ``steering_vectors.safetensors`` and ``steering_vectors.json`` into ``folder``."""
