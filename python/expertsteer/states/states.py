@@ -93,7 +93,7 @@ class HiddenStates:
         return self.states[_place(self, index)]
 
     def scale(self, index: int) -> float:
-        """How far apart the states of a layer are: ``sqrt(sum_j median_i |h_ij - median h_j|^2)``."""
+        """How far apart a layer's states are, ``sqrt(sum_j median_i |h_ij - median h_j|^2)``."""
         return median_deviation(self.layer(index), f"the states of layer {index}")
 
     def take(
@@ -206,7 +206,7 @@ class StoredStates:
         return self.states[_place(self, index)]
 
     def scale(self, index: int) -> float:
-        """How far apart the states of a layer are: ``sqrt(sum_j median_i |h_ij - median h_j|^2)``."""
+        """How far apart a layer's states are, ``sqrt(sum_j median_i |h_ij - median h_j|^2)``."""
         return median_deviation(self.layer(index), f"the states of layer {index}")
 
     def take(
