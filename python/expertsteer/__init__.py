@@ -47,6 +47,7 @@ _PUBLIC = {
     "mutual_information": "pairing.information",
     "pair_layers": "pairing.rules",
     "RFM": "rfm",
+    "contrast_models": "fitting.two_models",
     "fit_concepts": "pipeline.concepts",
     "fit_vectors": "fitting.fitting",
     "Gate": "steering.bank",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:  # what checkers of types and editors read: `as` says that a n
     from .fitting.fitting import fit_vectors as fit_vectors
     from .fitting.health_report import Health as Health
     from .fitting.health_report import HealthWarning as HealthWarning
+    from .fitting.two_models import contrast_models as contrast_models
     from .pairing.information import mutual_information as mutual_information
     from .pairing.layer_pairs import LayerPair as LayerPair
     from .pairing.layer_pairs import LayerPairing as LayerPairing

@@ -83,9 +83,9 @@ def align(
     whatever the units of each of the expert's coordinates, and follows the target's; a rotation of
     either space changes it.
     """
-    _require_choice("method", method, ALIGNMENTS)
-    _require_choice("solver", solver, SOLVERS)
-    _require_choice("rotation", rotation, ROTATIONS)
+    require_choice("method", method, ALIGNMENTS)
+    require_choice("solver", solver, SOLVERS)
+    require_choice("rotation", rotation, ROTATIONS)
     require_same_examples(expert, target)
     if len(expert.labels) < 2:
         raise ValueError(f"alignment needs at least 2 examples, came {len(expert.labels)}")
@@ -112,7 +112,7 @@ def align(
                 f"cross-validation, came {rank!r}"
             )
         settings |= {"reg": reg, "rank": rank, "seed": seed}
-    pairs = _default_pairs(expert, target) if pairing is None else [tuple(p)[:2] for p in pairing]
+    pairs = same_depth(expert, target) if pairing is None else [tuple(p)[:2] for p in pairing]
     if not pairs:
         raise ValueError("pairing must hold at least one (expert layer, target layer), came none")
     return _fit(expert, target, pairs, settings)
@@ -157,7 +157,7 @@ def align_pairs(
     )
 
 
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, came {value!r}")
 
@@ -168,7 +168,7 @@ def _require_positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive and finite, came {value}")
 
 
-def _default_pairs(expert: Captured, target: Captured) -> list[tuple[int, int]]:
+def same_depth(expert: Captured, target: Captured) -> list[tuple[int, int]]:
     """Every captured expert layer with the captured target layer at the same relative depth."""
     last_e, last_t = max(len(expert.layers) - 1, 1), len(target.layers) - 1
     return [(e, target.layers[round(i * last_t / last_e)]) for i, e in enumerate(expert.layers)]
