@@ -21,6 +21,7 @@ _PUBLIC = {
     "MutualInformation": "pairing.layer_pairs",
     "StoredStates": "states.states",
     "ArtifactError": "support.reading",
+    "ExpertLabels": "models.labelling",
     "ContrastSet": "contrast.contrast_set",
     "ContrastSetError": "contrast.rows",
     "ContrastStream": "contrast.stream",
@@ -38,6 +39,7 @@ _PUBLIC = {
     "TaskError": "tasks",
     "load_task": "tasks",
     "align": "alignment.aligning",
+    "label_by_expert": "models.labelling",
     "health": "fitting.checking",
     "NEUTRAL_TEXTS": "calibration.neutral",
     "calibrate": "calibration.calibrating",
@@ -91,6 +93,8 @@ if TYPE_CHECKING:  # what checkers of types and editors read: `as` says that a n
     from .fitting.health_report import Health as Health
     from .fitting.health_report import HealthWarning as HealthWarning
     from .fitting.two_models import contrast_models as contrast_models
+    from .models.labelling import ExpertLabels as ExpertLabels
+    from .models.labelling import label_by_expert as label_by_expert
     from .pairing.information import mutual_information as mutual_information
     from .pairing.layer_pairs import LayerPair as LayerPair
     from .pairing.layer_pairs import LayerPairing as LayerPairing
