@@ -40,6 +40,7 @@ _PUBLIC = {
     "load_task": "tasks",
     "align": "alignment.aligning",
     "label_by_expert": "models.labelling",
+    "average_experts": "alignment.anchors",
     "health": "fitting.checking",
     "NEUTRAL_TEXTS": "calibration.neutral",
     "calibrate": "calibration.calibrating",
@@ -79,6 +80,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:  # what checkers of types and editors read: `as` says that a name is public
     from .alignment.aligning import align as align
     from .alignment.alignment import Alignment as Alignment
+    from .alignment.anchors import average_experts as average_experts
     from .calibration.calibrating import calibrate as calibrate
     from .calibration.neutral import NEUTRAL_TEXTS as NEUTRAL_TEXTS
     from .contrast.contrast_set import ContrastSet as ContrastSet

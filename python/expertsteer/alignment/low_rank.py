@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,24 +15,23 @@ FOLDS = 5
 LEAST_GAIN = 1e-4
 
 
-@dataclass(frozen=True)
-class _Standardised:
+class Standardised(NamedTuple):
     """Columns less their mean over their deviation, so that none is heard for its size alone."""
 
     values: Tensor  # [N, d] float64
     mean: Tensor  # [d] float64
     deviation: Tensor  # [d] float64; 1 where a column does not vary
 
-    @classmethod
-    def of(cls, states: Tensor) -> _Standardised:
-        states = states.double()
-        mean = states.mean(dim=0)
-        centred = states - mean
-        deviation = centred.square().mean(dim=0).sqrt()
-        # What the mean's own rounding leaves of a constant column is no deviation.
-        varies = deviation > 64 * torch.finfo(torch.float64).eps * mean.abs()
-        deviation = torch.where(varies, deviation, 1.0)
-        return cls(torch.where(varies, centred, 0.0) / deviation, mean, deviation)
+
+def standardised(states: Tensor) -> Standardised:
+    states = states.double()
+    mean = states.mean(dim=0)
+    centred = states - mean
+    deviation = centred.square().mean(dim=0).sqrt()
+    # What the mean's own rounding leaves of a constant column is no deviation.
+    varies = deviation > 64 * torch.finfo(torch.float64).eps * mean.abs()
+    deviation = torch.where(varies, deviation, 1.0)
+    return Standardised(torch.where(varies, centred, 0.0) / deviation, mean, deviation)
 
 
 def low_rank(h: Tensor, t: Tensor, reg: float, rank: int) -> AffineMap:
@@ -41,7 +40,7 @@ def low_rank(h: Tensor, t: Tensor, reg: float, rank: int) -> AffineMap:
     Args:
         h, t: expert states ``[N, d_E]`` and target states ``[N, d_T]``.
     """
-    x, y = _Standardised.of(h), _Standardised.of(t)
+    x, y = standardised(h), standardised(t)
     weight, axes = _ridge_and_axes(x.values, y.values, reg, rank)
     weight = (weight @ axes) @ axes.mT
     weight = weight / x.deviation.unsqueeze(1) * y.deviation
@@ -71,7 +70,7 @@ def chosen_rank(
     most = min(h.shape[1], t.shape[1], len(h))
     gains, parts = [], []
     for held in (fold == i for i in range(int(fold.max()) + 1)):
-        x, y = _Standardised.of(h[~held]), _Standardised.of(t[~held])
+        x, y = standardised(h[~held]), standardised(t[~held])
         weight, axes = _ridge_and_axes(x.values, y.values, reg, most)
         codes = ((h[held].double() - x.mean) / x.deviation) @ weight @ axes  # [held, r]
         goals = (t[held].double() - y.mean) / y.deviation
