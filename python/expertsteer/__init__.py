@@ -21,6 +21,7 @@ _PUBLIC = {
     "MutualInformation": "pairing.layer_pairs",
     "StoredStates": "states.states",
     "ArtifactError": "support.reading",
+    "ExpertLabels": "models.labelling",
     "ContrastSet": "contrast.contrast_set",
     "ContrastSetError": "contrast.rows",
     "ContrastStream": "contrast.stream",
@@ -38,6 +39,8 @@ _PUBLIC = {
     "TaskError": "tasks",
     "load_task": "tasks",
     "align": "alignment.aligning",
+    "label_by_expert": "models.labelling",
+    "average_experts": "alignment.anchors",
     "health": "fitting.checking",
     "NEUTRAL_TEXTS": "calibration.neutral",
     "calibrate": "calibration.calibrating",
@@ -47,6 +50,7 @@ _PUBLIC = {
     "mutual_information": "pairing.information",
     "pair_layers": "pairing.rules",
     "RFM": "rfm",
+    "contrast_models": "fitting.two_models",
     "fit_concepts": "pipeline.concepts",
     "fit_vectors": "fitting.fitting",
     "Gate": "steering.bank",
@@ -76,6 +80,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:  # what checkers of types and editors read: `as` says that a name is public
     from .alignment.aligning import align as align
     from .alignment.alignment import Alignment as Alignment
+    from .alignment.anchors import average_experts as average_experts
     from .calibration.calibrating import calibrate as calibrate
     from .calibration.neutral import NEUTRAL_TEXTS as NEUTRAL_TEXTS
     from .contrast.contrast_set import ContrastSet as ContrastSet
@@ -89,6 +94,9 @@ if TYPE_CHECKING:  # what checkers of types and editors read: `as` says that a n
     from .fitting.fitting import fit_vectors as fit_vectors
     from .fitting.health_report import Health as Health
     from .fitting.health_report import HealthWarning as HealthWarning
+    from .fitting.two_models import contrast_models as contrast_models
+    from .models.labelling import ExpertLabels as ExpertLabels
+    from .models.labelling import label_by_expert as label_by_expert
     from .pairing.information import mutual_information as mutual_information
     from .pairing.layer_pairs import LayerPair as LayerPair
     from .pairing.layer_pairs import LayerPairing as LayerPairing

@@ -13,7 +13,7 @@ from ..support.artifact_files import parsing, read_artifact, write_artifact
 from ..support.paths import local_path
 from ..support.reading import OBJECT, WHOLE, checked_field, listed
 
-_OPTIONAL = ("decoder_weight", "decoder_bias", "reconstruction_error")
+_OPTIONAL = ("decoder_weight", "decoder_bias", "reconstruction_error", "rank")
 _TENSORS = ("encoder_centre", "encoder_weight", "encoder_bias", *_OPTIONAL, "explained_variance")
 
 
@@ -36,6 +36,7 @@ class Alignment:
             paired examples; negative when the code is further from the target's states than
             their mean is, NaN where those do not vary.
         settings: the arguments that made it (``method``, ``solver``, ``rotation``, ...).
+        rank: ``[R]`` int64, given or chosen, with ``method="low_rank"``; ``None`` with others.
     """
 
     expert_layers: tuple[int, ...]
@@ -48,6 +49,7 @@ class Alignment:
     reconstruction_error: Tensor | None
     explained_variance: Tensor
     settings: dict[str, Any]
+    rank: Tensor | None = None
 
     def encode(self, states: Tensor) -> Tensor:
         """Carry states ``[R, N, d_E]``, row r from ``expert_layers[r]``, to ``[R, N, d_T]``."""

@@ -45,7 +45,7 @@ class AffineMap:
 
 
 def unrotated(h: Tensor, d_target: int, settings: dict[str, Any]) -> AffineMap | None:
-    if settings["method"] == "ridge":
+    if settings["method"] in ("ridge", "low_rank"):
         return None
     if settings["method"] == "identity":
         zero = h.new_zeros(d_target)

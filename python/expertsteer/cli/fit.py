@@ -16,7 +16,7 @@ from ..support.writing import made_folder
 from . import options
 
 Rule = Literal["lowest", "highest", "random"]
-Align = Literal["autoencoder", "ridge", "identity"]
+Align = Literal["autoencoder", "ridge", "low_rank", "identity"]
 Estimator = Literal["gaussian", "ksg", "renyi2"]
 Solver = Literal["closed_form", "adam"]
 Rotation = Literal["procrustes", "none"]

@@ -30,8 +30,8 @@ _PARTS = ("train", "validation", "test")
 class ContrastSet(Sequence[Example]):
     """An immutable sequence of ``Example``, never empty, with both labels present.
 
-    Only a subset (``take`` or a slice) may hold a single label, since subsets also serve to
-    capture a set piece by piece; whatever learns from labels checks them again.
+    Only a subset (``take`` or a slice) and an `unlabelled` set may hold a single label, since
+    these serve to capture texts; whatever learns from labels checks them again.
 
     Raises:
         ContrastSetError: no examples, or all of them with one label.
@@ -141,6 +141,18 @@ class ContrastSet(Sequence[Example]):
             )
         rows = ((f"text {i}", text_row(*row)) for i, row in enumerate(zip(texts, labels, pairs)))
         return cls._from_records(collect("texts", rows))
+
+    @classmethod
+    def unlabelled(cls, texts: Iterable[Any]) -> ContrastSet:
+        """Make one example of each text, with label 0, for captures whose labels nobody reads.
+
+        Raises:
+            ContrastSetError: no texts, or malformed ones, each named by its index (from 0).
+        """
+        if isinstance(texts, str):
+            raise ContrastSetError("texts must be a list of texts, came a single string")
+        rows = ((f"text {i}", text_row(text, 0, None)) for i, text in enumerate(texts))
+        return cls._subset([Example(text, label) for text, label, _ in collect("texts", rows)])
 
     @classmethod
     def _read(cls, source: str, rows: NamedRows) -> ContrastSet:

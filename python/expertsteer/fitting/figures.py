@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..alignment.aligning import align
+from ..alignment.aligning import ONTO_TARGET, align
 from ..alignment.alignment import Alignment
 from ..pairing.copies import copies
 from ..rfm import RFM
@@ -74,9 +74,9 @@ def measure(
             rows[e] = {"distinct": distinct, "copies": alike, "expert_spread": spread(states)}
         figures = unseen[row] | rows[e] | length_figures(target.layer(t))
         machine = settings.machine(row)
-        # But for ridge, the codes of one expert layer differ by a rotation only, which changes
-        # neither what a fit predicts nor the angle between two fits.
-        key = (e, machine.iters, t if aligned.settings["method"] == "ridge" else None)
+        # But for regressions, the codes of one expert layer differ by a rotation only, which
+        # changes neither what a fit predicts nor the angle between two fits.
+        key = (e, machine.iters, t if aligned.settings["method"] in ONTO_TARGET else None)
         try:
             means = simple_direction(codes[row], labels, "mean_difference").double()
             cosine = torch.cosine_similarity(vectors.vectors[t].to(means), means, dim=0)

@@ -73,14 +73,14 @@ def fit_vectors(
     metadata: dict[str, Any] = {
         "expert": expert.model,
         "target": target.model,
-        "pairing": {"rule": pairing.rule, "pairs": [_json_pair(p) for p in pairing]},
+        "pairing": {"rule": pairing.rule, "pairs": [json_pair(p) for p in pairing]},
         "alignment": aligned.settings,
         "method": method,
         "settings": (rfm or RFM()).settings if method == "rfm" else {},
         "examples": {"count": len(target.labels), "positive": int(target.labels.sum())},
         "position": target.position,
         "unit": UNIT,
-        "figures": figures | _alignment_figures(aligned),
+        "figures": figures | alignment_figures(aligned),
         "versions": package_versions(),
     }
     vectors = {p.target_layer: v for p, v in zip(pairing, directions)}
@@ -103,12 +103,12 @@ def _require_row_labels(pairing: LayerPairing, expert: Captured, target: Capture
         )
 
 
-def _json_pair(pair) -> dict[str, Any]:
+def json_pair(pair) -> dict[str, Any]:
     nats = None if pair.nats != pair.nats else pair.nats  # json has no NaN
     return {"expert_layer": pair.expert_layer, "target_layer": pair.target_layer, "nats": nats}
 
 
-def _alignment_figures(aligned: Alignment) -> dict[str, Any]:
+def alignment_figures(aligned: Alignment) -> dict[str, Any]:
     named = {
         "explained_variance": aligned.explained_variance,
         "reconstruction_error": aligned.reconstruction_error,

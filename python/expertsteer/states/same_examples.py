@@ -6,12 +6,15 @@ from .states import HiddenStates, StoredStates
 
 
 def require_same_examples(
-    expert: HiddenStates | StoredStates, target: HiddenStates | StoredStates
+    expert: HiddenStates | StoredStates,
+    target: HiddenStates | StoredStates,
+    names: tuple[str, str] = ("expert", "target"),
 ) -> None:
     """Raise ``ValueError`` unless both captures hold the same examples in the same order."""
+    first, second = names
     if len(expert.labels) != len(target.labels):
         raise ValueError(
-            f"expert holds {len(expert.labels)} examples and target {len(target.labels)}; "
+            f"{first} holds {len(expert.labels)} examples and {second} {len(target.labels)}; "
             "capture both models over the same contrast set"
         )
     differ = expert.labels != target.labels
@@ -19,12 +22,12 @@ def require_same_examples(
         differ = differ | (expert.keys != target.keys)
     if bool(differ.any()):
         raise ValueError(
-            f"expert and target differ at example {int(differ.nonzero()[0])} (and at "
+            f"{first} and {second} differ at example {int(differ.nonzero()[0])} (and at "
             f"{int(differ.sum())} in all): other examples, or the same in another order; "
             "capture both models over the same contrast set"
         )
     if expert.position != target.position:
         raise ValueError(
-            f"expert holds states at position {expert.position!r} and target at "
+            f"{first} holds states at position {expert.position!r} and {second} at "
             f"{target.position!r}; capture both at one position"
         )
