@@ -130,9 +130,34 @@ def test_a_shortlist_grows_until_it_holds_enough_target_layers():
     assert len(pairing) == 2 and len(pairing.effects) == 5
 
 
+def test_a_named_shortlist_is_all_that_is_measured():
+    matrix = torch.rand(4, 5, dtype=torch.float64)
+    names = {"expert_layers": (3, 6, 9, 12), "target_layers": range(10, 15)}
+    listed = [(9, 14), (6, 11), (9, 11), (6, 14), (9, 12)]
+    effects = dict(zip(listed, (0.1, 0.5, 0.7, 0.3, -1.0)))
+    options = {"effect": lambda e, t: effects[e, t], "shortlist": listed, **names}
+    pairing = es.pair_layers(matrix, 2, "effect", auc=(0.5, 0.9, 0.95, float("nan")), **options)
+    assert [pair[:2] for pair in pairing] == [(9, 11), (6, 14)]
+    assert pairing.effects == tuple((*pair, value) for pair, value in effects.items())
+    assert pairing.expert_auc[:3] == (0.5, 0.9, 0.95)
+    by_user = es.pair_layers(matrix, 2, "validated", **options)
+    assert by_user.pairs == pairing.pairs and by_user.expert_auc == ()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"rule": "effect", "effect": max}, "shortlist must list the .* pairs to measure"),
+        ({"rule": "effect"}, "effect must be given with rule='validated' or 'effect'"),
+        (
+            {"rule": "effect", "effect": max, "shortlist": [(0, 1), (5, 0)]},
+            r"shortlist must hold layers that may be paired, came \[\(5, 0\)\]",
+        ),
+        (
+            {"rule": "effect", "effect": max, "shortlist": [(0, 1), (1, 1)]},
+            "shortlist must let k = 2 pairs be chosen, came 2 pairs at 1 target layers",
+        ),
+        ({"auc": (0.5,)}, "^auc must hold one for each of the 2 expert layers, came 1"),
         ({"rule": "validated"}, "effect must be given with rule='validated'"),
         ({"effect": lambda e, t: 0.0}, "with no other"),
         (
@@ -156,7 +181,10 @@ def test_bad_rules_and_windows_are_refused(options, message):
 
 def test_a_pairing_survives_a_round_trip(tmp_path):
     pairing = es.pair_layers(
-        es.MutualInformation(MATRIX, floor=MATRIX / 2), 2, target_layers=(3, 5, 6)
+        es.MutualInformation(MATRIX, floor=MATRIX / 2),
+        2,
+        target_layers=(3, 5, 6),
+        auc=(0.75, float("nan")),
     )
     pairing.save_pretrained(tmp_path)
     back = es.LayerPairing.from_pretrained(tmp_path)
@@ -164,6 +192,7 @@ def test_a_pairing_survives_a_round_trip(tmp_path):
     assert torch.equal(back.matrix, pairing.matrix) and torch.equal(back.floor, pairing.floor)
     assert (back.expert_axis, back.target_axis) == ((0, 1), (3, 5, 6))
     assert back.settings == pairing.settings
+    assert back.expert_auc[0] == 0.75 and back.expert_auc[1] != back.expert_auc[1]
     assert repr(back) == "LayerPairing(rule='lowest', nats=[0 -> 5: 0.1, 1 -> 3: 0.2], matrix=2x3)"
     by_hand = es.LayerPairing.same([1, 4])
     by_hand.save_pretrained(tmp_path / "hand")
