@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from itertools import combinations, permutations
 
 import pytest
@@ -213,6 +214,23 @@ def test_a_small_heat_map_shows_numbers_and_marks_the_chosen_pairs():
     assert lines[2].split() == ["4", "0.50", "[0.10]", "0.90"]
     assert lines[3].split() == ["8", "[0.20]", "0.70", "0.30"]
     assert "2 pairs by rule 'lowest'" in lines[4] and "0.10 to 0.90 nats" in lines[4]
+
+
+def test_a_heat_map_tells_what_was_measured_and_how():
+    pairing = es.pair_layers(
+        MATRIX,
+        1,
+        "effect",
+        effect=lambda e, t: 0.5 * t - e,
+        shortlist=[(0, 1), (1, 1), (0, 2)],
+        auc=(0.91, float("nan")),
+    )
+    told = {"effect": "a log-probability", "unit": "nats", "held_out": 8, "budget": "0.1 (kl)"}
+    lines = shown(replace(pairing, settings=pairing.settings | told))
+    assert "expert layer: AUC between the classes on held-out rows   0: 0.91,  1: -" in lines
+    assert "effect (nats): a log-probability; held out: 8; at budget 0.1 (kl)" in lines
+    assert "expert layer 0, target layer: held-out effect   1: 0.5,  2: 1" in lines
+    assert "expert layer 1, target layer: held-out effect   1: -0.5" in lines
 
 
 def test_a_large_heat_map_fits_a_terminal_and_keeps_its_marks():

@@ -49,6 +49,15 @@ def model_of(metadata: Mapping[str, Any], side: str, where: Any = "metadata") ->
     return dict(model)
 
 
+def chosen_by(pairing: Mapping[str, Any]) -> str:
+    """The rule of ``metadata["pairing"]`` in words, with what it measured."""
+    rule = str(pairing["rule"])
+    if "effect" not in pairing:
+        return rule if rule in ("given", "effect") else f"{rule} mutual information"
+    text = f"{rule} ({pairing.get('unit', '?')}): {pairing['effect']}"
+    return f"{text}; {pairing['why']}" if pairing.get("why") else text
+
+
 def require_same_target(first: dict[str, Any], second: dict[str, Any]) -> None:
     """Vectors fitted for different models do not add up to one for either."""
     a, b = (model_of(m, "target") for m in (first, second))
