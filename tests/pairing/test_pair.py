@@ -7,7 +7,9 @@ import torch
 from rich.console import Console
 
 import expertsteer as es
+from expertsteer.pairing import layer_pairs
 from expertsteer.reporting.heat_map import heat_map_text
+from expertsteer.support.artifact_files import write_artifact
 
 MATRIX = torch.tensor([[0.5, 0.1, 0.9], [0.2, 0.7, 0.3]])
 
@@ -200,6 +202,16 @@ def test_a_pairing_survives_a_round_trip(tmp_path):
     assert es.LayerPairing.from_pretrained(tmp_path / "hand").target_layers == (1, 4)
     with pytest.raises(ValueError, match="expert_axis must name 2 layers"):
         es.LayerPairing(pairing.pairs, matrix=MATRIX, expert_axis=(1, 2, 3))
+
+
+def test_a_pairing_that_was_saved_before_it_held_aucs_loads(tmp_path, monkeypatch):
+    def without(folder, kind, tensors, header):
+        del header["expert_auc"]
+        write_artifact(folder, kind, tensors, header)
+
+    monkeypatch.setattr(layer_pairs, "write_artifact", without)
+    es.pair_layers(MATRIX, 2).save_pretrained(tmp_path)
+    assert es.LayerPairing.from_pretrained(tmp_path).expert_auc == ()
 
 
 def shown(pairing):
