@@ -47,7 +47,7 @@ def HEALTH(stack, layers=None, n=EXAMPLES, width=None) -> Case:
         states = tuple(made_up(layers, n, width, seed) for seed in (1, 2))
 
     def fitted(health: bool):
-        return es.ExpertSteer(progress=False, health=health).fit_states(*states)
+        return es.ExpertSteer(progress=False, rule="lowest", health=health).fit_states(*states)
 
     works = {"fit": lambda: fitted(False), "fit and check": lambda: fitted(True)}
     results = called(works, lambda fit: torch.stack([*fit.vectors.values()]))

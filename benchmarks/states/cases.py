@@ -132,7 +132,7 @@ def many(sets, expert, target, folder):
         expert[0],
         target[0],
         folder,
-        es.ExpertSteer(health=False, progress=False),
+        es.ExpertSteer(rule="lowest", health=False, progress=False),
         expert_tokenizer=expert[1],
         target_tokenizer=target[1],
     )
@@ -140,7 +140,7 @@ def many(sets, expert, target, folder):
 
 def alone(contrast, expert, target):
     """The vectors of one concept, fitted by itself."""
-    return es.ExpertSteer(health=False, progress=False).fit(
+    return es.ExpertSteer(rule="lowest", health=False, progress=False).fit(
         expert[0],
         target[0],
         contrast,

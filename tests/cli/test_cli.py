@@ -77,7 +77,7 @@ def test_inspect_shows_layers_and_provenance(world):
         "validation",
         "GPT2LMHeadModel",
         "LlamaForCausalLM",
-        "lowest",
+        "effect (AUC): AUC of the target's states along the vector",
     ):
         assert shown in done.stdout
     same = json.loads(run("inspect", world / "vectors", "--json").stdout)
@@ -117,7 +117,7 @@ def test_inspect_shows_the_layer_pairs_and_draws_them(world, tmp_path):
     assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
     pairing.save_pretrained(tmp_path / "alone")
     alone = run("inspect", tmp_path / "alone")
-    assert alone.returncode == 0 and "rule 'lowest'" in alone.stdout
+    assert alone.returncode == 0 and "rule 'effect'" in alone.stdout
     es.SteeringVectors({0: torch.ones(3)}).save_pretrained(tmp_path / "bare")
     refused = run("inspect", tmp_path / "bare", "--plot", tmp_path / "no.png")
     assert refused.returncode == 2 and "no matrix of layer pairs" in refused.stderr

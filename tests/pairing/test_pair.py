@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from itertools import combinations, permutations
 
 import pytest
@@ -6,7 +7,9 @@ import torch
 from rich.console import Console
 
 import expertsteer as es
+from expertsteer.pairing import layer_pairs
 from expertsteer.reporting.heat_map import heat_map_text
+from expertsteer.support.artifact_files import write_artifact
 
 MATRIX = torch.tensor([[0.5, 0.1, 0.9], [0.2, 0.7, 0.3]])
 
@@ -130,9 +133,34 @@ def test_a_shortlist_grows_until_it_holds_enough_target_layers():
     assert len(pairing) == 2 and len(pairing.effects) == 5
 
 
+def test_a_named_shortlist_is_all_that_is_measured():
+    matrix = torch.rand(4, 5, dtype=torch.float64)
+    names = {"expert_layers": (3, 6, 9, 12), "target_layers": range(10, 15)}
+    listed = [(9, 14), (6, 11), (9, 11), (6, 14), (9, 12)]
+    effects = dict(zip(listed, (0.1, 0.5, 0.7, 0.3, -1.0)))
+    options = {"effect": lambda e, t: effects[e, t], "shortlist": listed, **names}
+    pairing = es.pair_layers(matrix, 2, "effect", auc=(0.5, 0.9, 0.95, float("nan")), **options)
+    assert [pair[:2] for pair in pairing] == [(9, 11), (6, 14)]
+    assert pairing.effects == tuple((*pair, value) for pair, value in effects.items())
+    assert pairing.expert_auc[:3] == (0.5, 0.9, 0.95)
+    by_user = es.pair_layers(matrix, 2, "validated", **options)
+    assert by_user.pairs == pairing.pairs and by_user.expert_auc == ()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"rule": "effect", "effect": max}, "shortlist must list the .* pairs to measure"),
+        ({"rule": "effect"}, "effect must be given with rule='validated' or 'effect'"),
+        (
+            {"rule": "effect", "effect": max, "shortlist": [(0, 1), (5, 0)]},
+            r"shortlist must hold layers that may be paired, came \[\(5, 0\)\]",
+        ),
+        (
+            {"rule": "effect", "effect": max, "shortlist": [(0, 1), (1, 1)]},
+            "shortlist must let k = 2 pairs be chosen, came 2 pairs at 1 target layers",
+        ),
+        ({"auc": (0.5,)}, "^auc must hold one for each of the 2 expert layers, came 1"),
         ({"rule": "validated"}, "effect must be given with rule='validated'"),
         ({"effect": lambda e, t: 0.0}, "with no other"),
         (
@@ -156,7 +184,10 @@ def test_bad_rules_and_windows_are_refused(options, message):
 
 def test_a_pairing_survives_a_round_trip(tmp_path):
     pairing = es.pair_layers(
-        es.MutualInformation(MATRIX, floor=MATRIX / 2), 2, target_layers=(3, 5, 6)
+        es.MutualInformation(MATRIX, floor=MATRIX / 2),
+        2,
+        target_layers=(3, 5, 6),
+        auc=(0.75, float("nan")),
     )
     pairing.save_pretrained(tmp_path)
     back = es.LayerPairing.from_pretrained(tmp_path)
@@ -164,12 +195,23 @@ def test_a_pairing_survives_a_round_trip(tmp_path):
     assert torch.equal(back.matrix, pairing.matrix) and torch.equal(back.floor, pairing.floor)
     assert (back.expert_axis, back.target_axis) == ((0, 1), (3, 5, 6))
     assert back.settings == pairing.settings
+    assert back.expert_auc[0] == 0.75 and back.expert_auc[1] != back.expert_auc[1]
     assert repr(back) == "LayerPairing(rule='lowest', nats=[0 -> 5: 0.1, 1 -> 3: 0.2], matrix=2x3)"
     by_hand = es.LayerPairing.same([1, 4])
     by_hand.save_pretrained(tmp_path / "hand")
     assert es.LayerPairing.from_pretrained(tmp_path / "hand").target_layers == (1, 4)
     with pytest.raises(ValueError, match="expert_axis must name 2 layers"):
         es.LayerPairing(pairing.pairs, matrix=MATRIX, expert_axis=(1, 2, 3))
+
+
+def test_a_pairing_that_was_saved_before_it_held_aucs_loads(tmp_path, monkeypatch):
+    def without(folder, kind, tensors, header):
+        del header["expert_auc"]
+        write_artifact(folder, kind, tensors, header)
+
+    monkeypatch.setattr(layer_pairs, "write_artifact", without)
+    es.pair_layers(MATRIX, 2).save_pretrained(tmp_path)
+    assert es.LayerPairing.from_pretrained(tmp_path).expert_auc == ()
 
 
 def shown(pairing):
@@ -184,6 +226,23 @@ def test_a_small_heat_map_shows_numbers_and_marks_the_chosen_pairs():
     assert lines[2].split() == ["4", "0.50", "[0.10]", "0.90"]
     assert lines[3].split() == ["8", "[0.20]", "0.70", "0.30"]
     assert "2 pairs by rule 'lowest'" in lines[4] and "0.10 to 0.90 nats" in lines[4]
+
+
+def test_a_heat_map_tells_what_was_measured_and_how():
+    pairing = es.pair_layers(
+        MATRIX,
+        1,
+        "effect",
+        effect=lambda e, t: 0.5 * t - e,
+        shortlist=[(0, 1), (1, 1), (0, 2)],
+        auc=(0.91, float("nan")),
+    )
+    told = {"effect": "a log-probability", "unit": "nats", "held_out": 8, "budget": "0.1 (kl)"}
+    lines = shown(replace(pairing, settings=pairing.settings | told))
+    assert "expert layer: AUC between the classes on held-out rows   0: 0.91,  1: -" in lines
+    assert "effect (nats): a log-probability; held out: 8; at budget 0.1 (kl)" in lines
+    assert "expert layer 0, target layer: held-out effect   1: 0.5,  2: 1" in lines
+    assert "expert layer 1, target layer: held-out effect   1: -0.5" in lines
 
 
 def test_a_large_heat_map_fits_a_terminal_and_keeps_its_marks():

@@ -53,6 +53,20 @@ def fit(folder, models, out, **options):
     )
 
 
+def test_each_concept_measures_the_effect_on_its_own_texts(models, tmp_path):
+    prompts = [f"{text} " for text in PLAIN]
+    words = {"one": ("w1", "w2"), "two": ("w3", "w4")}
+    sets = {n: es.ContrastSet.from_pairs([(p, *w) for p in prompts]) for n, w in words.items()}
+    fit(sets, models, tmp_path / "out", settings=settings(health=False))
+    for name, contrast in sets.items():
+        pairing = es.LayerPairing.from_pretrained(tmp_path / "out" / name)
+        assert pairing.settings["unit"] == "nats" and pairing.settings["held_out"] == 5
+        fitter, tokenizer = settings(health=False), tiny_tokenizer()
+        fitter.fit(*models, contrast, expert_tokenizer=tokenizer, target_tokenizer=tokenizer)
+        for found, alone in zip(pairing.effects, fitter.pairing_.effects, strict=True):
+            assert found[:2] == alone[:2] and found[2] == pytest.approx(alone[2], abs=1e-4)
+
+
 def test_vectors_are_those_of_fits_one_by_one(folder, models, tmp_path):
     with Seen(models[0]) as seen:
         index = fit(folder, models, tmp_path / "out")

@@ -35,7 +35,7 @@ def fit(contrast, models, **settings):
 
 
 def test_one_call_is_the_steps_one_by_one(contrast, models):
-    _, at_once = fit(contrast, models, pairs=2, seed=3)
+    _, at_once = fit(contrast, models, pairs=2, rule="lowest", seed=3)
     expert, target = (es.capture(m, tiny_tokenizer(), contrast, progress=False) for m in models)
     alignment = es.align(expert, target, method="autoencoder", seed=3)
     information = es.mutual_information(expert.states, target.states, seed=3, null=20)
@@ -115,7 +115,7 @@ def test_the_result_steers_the_target_and_tells_where_it_came_from(contrast, mod
 @pytest.mark.filterwarnings("ignore::expertsteer.HealthWarning")  # some of them are poor choices
 def test_every_setting_reaches_its_step(contrast, models, settings):
     pipeline, vectors = fit(contrast, models, pairs=1, **settings)
-    assert pipeline.pairing_.rule == settings.get("rule", "lowest")
+    assert pipeline.pairing_.rule == settings.get("rule", "effect")
     assert vectors.metadata["method"] == settings.get("direction", "rfm")
     assert vectors.metadata["alignment"]["method"] == settings.get("method", "autoencoder")
     assert vectors.metadata["position"] == settings.get("position", "last")

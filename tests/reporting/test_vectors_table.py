@@ -7,6 +7,7 @@ from rich.console import Console
 
 from expertsteer import ArtifactError, SteeringVectors
 from expertsteer.reporting.vectors_table import vectors_table
+from expertsteer.vectors.card import model_card
 
 
 def text_of(vectors):
@@ -44,6 +45,17 @@ def test_figures_follow_their_layer_even_when_the_rule_chose_another_order():
     shown = text_of(vectors)
     assert "sage (Sage, 6 layers, width 8, revision not recorded)" in shown and "lowest" in shown
     json.dumps(vectors.describe(), allow_nan=False)
+
+
+def test_the_effect_that_a_pair_was_chosen_by_stands_in_its_row():
+    pair = {"expert_layer": 5, "target_layer": 7, "nats": 0.25, "effect": 1.625}
+    measured = {"rule": "effect", "effect": "AUC of something", "unit": "AUC", "why": "no texts"}
+    metadata = {"pairing": measured | {"pairs": [pair]}}
+    vectors = SteeringVectors({7: torch.ones(5)}, metadata=metadata)
+    assert vectors.describe()["layers"][0]["effect"] == 1.625
+    shown = text_of(vectors)
+    assert "1.625" in shown and "pairing: effect (AUC): AUC of something; no texts" in shown
+    assert "AUC of something; no texts" in model_card(vectors.describe())
 
 
 def test_calibrations_are_shown_and_damaged_ones_told():

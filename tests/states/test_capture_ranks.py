@@ -148,6 +148,8 @@ def fit(folder, estimator="gaussian"):
     vectors = pipeline.fit(
         *models, contrast(), expert_tokenizer=tokenizer, target_tokenizer=tokenizer
     )
+    assert pipeline.pairing_.settings["unit"] == "nats"  # an effect was measured
+    assert len(pipeline.pairing_.expert_auc) == 4
     return vectors, pipeline.information_, pipeline.alignment_
 
 

@@ -15,7 +15,7 @@ from ..support.paths import local_path
 from ..support.writing import made_folder
 from . import options
 
-Rule = Literal["lowest", "highest", "random"]
+Rule = Literal["effect", "lowest", "highest", "random"]
 Align = Literal["autoencoder", "ridge", "low_rank", "identity"]
 Estimator = Literal["gaussian", "ksg", "renyi2"]
 Solver = Literal["closed_form", "adam"]
@@ -28,8 +28,17 @@ def fit(
     target: Annotated[str, typer.Option(help="Path or Hub id of the model to steer.")],
     contrast: Annotated[Path, typer.Option(help="jsonl or parquet file, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the steering vectors.")],
-    pairs: Annotated[int | None, typer.Option(help="Layer pairs; by default up to 4.")] = None,
-    rule: Annotated[Rule, typer.Option(help="Which pairs, by mutual information.")] = "lowest",
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Layer pairs; by default up to 4, as far as they do something."),
+    ] = None,
+    rule: Annotated[
+        Rule,
+        typer.Option(
+            help="Which pairs: by what the expert tells apart and the effect on held-out texts, or "
+            "by mutual information."
+        ),
+    ] = "effect",
     align: Annotated[Align, typer.Option(help="Alignment method.")] = "autoencoder",
     solver: Annotated[Solver, typer.Option(help="Auto-encoder solver.")] = "closed_form",
     rotation: Annotated[Rotation, typer.Option(help="Basis of the code.")] = "procrustes",
@@ -56,7 +65,10 @@ def fit(
         bool, typer.Option(help="Find the strength at which neutral texts cost the budget.")
     ] = True,
     budget: Annotated[
-        float, typer.Option(help="Of the calibration: KL from unsteered, nats per token.")
+        float,
+        typer.Option(
+            help="KL from unsteered, nats per token, at which pairs are tried and strengths found."
+        ),
     ] = 0.1,
     health: Annotated[
         bool, typer.Option(help="Check the fit on rows it did not see, before anyone steers.")

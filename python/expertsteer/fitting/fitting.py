@@ -73,7 +73,7 @@ def fit_vectors(
     metadata: dict[str, Any] = {
         "expert": expert.model,
         "target": target.model,
-        "pairing": {"rule": pairing.rule, "pairs": [json_pair(p) for p in pairing]},
+        "pairing": json_pairing(pairing),
         "alignment": aligned.settings,
         "method": method,
         "settings": (rfm or RFM()).settings if method == "rfm" else {},
@@ -103,9 +103,16 @@ def _require_row_labels(pairing: LayerPairing, expert: Captured, target: Capture
         )
 
 
-def json_pair(pair) -> dict[str, Any]:
-    nats = None if pair.nats != pair.nats else pair.nats  # json has no NaN
-    return {"expert_layer": pair.expert_layer, "target_layer": pair.target_layer, "nats": nats}
+def json_pairing(pairing: LayerPairing) -> dict[str, Any]:
+    """The rule, what it measured, and the pairs with what was measured of each."""
+    effects = {(e, t): value for e, t, value in pairing.effects}
+    rows = []
+    for pair in pairing:
+        row = pair._asdict() | {"nats": None if pair.nats != pair.nats else pair.nats}  # no NaN
+        place = pair.expert_layer, pair.target_layer
+        rows.append(row | ({"effect": effects[place]} if place in effects else {}))
+    told = {n: pairing.settings[n] for n in ("effect", "unit", "why") if n in pairing.settings}
+    return {"rule": pairing.rule} | told | {"pairs": rows}
 
 
 def alignment_figures(aligned: Alignment) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class PairHealth:
         stability: mean cosine between the directions of disjoint halves; stability_low: least.
         agreement: cosine of the vector with the difference of the classes' means.
         share: share of the AGOP's trace in its first eigenvalue, mean over the halves.
+        effect: what was measured of the pair on held-out rows when it was chosen, in the unit that
+            the pairing's settings name; ``None`` for pairs chosen by information.
         nats, floor, z_score: the pair's information, the 95 % quantile of the permutations, and
             the distance from their mean in standard deviations.
         distinct: share of the expert's rows that remain when near-duplicates count once.
@@ -63,6 +65,7 @@ class PairHealth:
     largest_coordinate: float | None = None
     largest_norm: float | None = None
     target_auc: float | None = None
+    effect: float | None = None
 
 
 @dataclass(frozen=True)

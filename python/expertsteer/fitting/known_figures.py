@@ -49,7 +49,7 @@ def information_figures(
     expert: HiddenStates,
     target: HiddenStates,
 ) -> list[dict[str, float | None]]:
-    """Nats, floor and z-score of every pair, as far as they are known."""
+    """Nats, floor, z-score and effect of every pair, as far as they are known."""
     floor, scores, axes = pairing.floor, None, (pairing.expert_axis, pairing.target_axis)
     if isinstance(information, Tensor):
         information = MutualInformation(information)
@@ -67,8 +67,10 @@ def information_figures(
         return float(matrix[axes[0].index(pair.expert_layer), axes[1].index(pair.target_layer)])
 
     nats = None if information is None else information.nats
+    effects = {(e, t): value for e, t, value in pairing.effects}
     return [
         {
+            "effect": effects.get((pair.expert_layer, pair.target_layer)),
             "nats": pair.nats if nats is None else at(nats, pair),
             "floor": at(floor, pair),
             "z_score": at(scores, pair),

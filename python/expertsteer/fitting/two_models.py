@@ -17,7 +17,7 @@ from ..states.scale import UNIT
 from ..states.states import Captured
 from ..support.versions import package_versions
 from ..vectors.vectors import SteeringVectors
-from .fitting import alignment_figures, json_pair
+from .fitting import alignment_figures, json_pairing
 
 CONTRASTS = ("mean_difference", "pca")
 REG = 1e-2  # of the regression of the expert's states on the base's
@@ -108,7 +108,7 @@ def contrast_models(
         "expert": expert.model,
         "base": base.model,
         "target": target.model,
-        "pairing": {"rule": pairing.rule, "pairs": [json_pair(p) for p in pairing]},
+        "pairing": json_pairing(pairing),
         "base_layers": [below[e] for e, _ in pairs],
         "alignment": aligned.settings,
         "method": f"contrast of two models: {method}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,24 @@ class Choice:
             if len(listed) >= size and self._enough(listed):
                 break
             listed.append(pair)
+        return listed
+
+    def named(
+        self, pairs: Sequence[tuple[int, int]], experts: list[int], targets: list[int]
+    ) -> list[tuple[int, int]]:
+        """Pairs by the names of their layers as places in the windows."""
+        unknown = [p for p in pairs if p[0] not in experts or p[1] not in targets]
+        if unknown:
+            raise ValueError(
+                f"shortlist must hold layers that may be paired, came {unknown[:4]}; expert "
+                f"layers {experts}, target layers {targets}"
+            )
+        listed = list(dict.fromkeys((experts.index(e), targets.index(t)) for e, t in pairs))
+        if not self._enough(listed):
+            raise ValueError(
+                f"shortlist must let k = {self.k} pairs be chosen, came {len(listed)} pairs at "
+                f"{len({t for _, t in listed})} target layers; list more, or lower k"
+            )
         return listed
 
     def _enough(self, listed: list[tuple[int, int]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -73,13 +74,16 @@ class LayerPairing:
 
     Attributes:
         pairs: ``LayerPair`` rows; a target layer appears at most once.
-        rule: ``"lowest"``, ``"highest"``, ``"random"``, ``"validated"``, or ``"given"`` for pairs
-            by hand.
+        rule: ``"effect"``, ``"lowest"``, ``"highest"``, ``"random"``, ``"validated"``, or
+            ``"given"`` for pairs by hand.
         matrix: the information ``[L_E, L_T]`` (nats) the choice was made from, if any.
         expert_axis, target_axis: the layers that the rows and columns of ``matrix`` stand for.
         floor: ``[L_E, L_T]``, what chance alone would give, where it was estimated.
         effects: ``(expert_layer, target_layer, effect)`` for every pair that was measured.
-        settings: how many pairs, tolerance, windows; json values.
+        settings: how many pairs, tolerance, windows, what was measured as the effect; json
+            values.
+        expert_auc: of every layer of ``expert_axis``, how well it tells the classes apart on rows
+            held out (.5 is guessing), NaN where it has nothing to find; empty where not measured.
     """
 
     pairs: tuple[LayerPair, ...]
@@ -90,6 +94,7 @@ class LayerPairing:
     floor: Tensor | None = None
     effects: tuple[tuple[int, int, float], ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    expert_auc: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         pairs = tuple(LayerPair(int(p[0]), int(p[1]), float(p[2])) for p in self.pairs)
@@ -99,6 +104,8 @@ class LayerPairing:
         if len(set(targets)) < len(targets):
             raise ValueError(f"a target layer may be steered once, came target layers {targets}")
         object.__setattr__(self, "pairs", pairs)
+        aucs = tuple(math.nan if value is None else float(value) for value in self.expert_auc)
+        object.__setattr__(self, "expert_auc", aucs)
         if self.matrix is None:
             return
         if self.matrix.ndim != 2:
@@ -108,6 +115,11 @@ class LayerPairing:
             if len(axis) != count:
                 raise ValueError(f"{name} must name {count} layers like matrix, came {axis}")
             object.__setattr__(self, name, axis)
+        if aucs and len(aucs) != len(self.expert_axis):
+            raise ValueError(
+                f"expert_auc must hold one for each of the {len(self.expert_axis)} expert layers, "
+                f"came {len(aucs)}"
+            )
         if self.floor is not None and self.floor.shape != self.matrix.shape:
             raise ValueError(
                 f"floor must have the shape of matrix, {tuple(self.matrix.shape)}, came "
@@ -132,6 +144,7 @@ class LayerPairing:
             "target_axis": self.target_axis,
             "effects": self.effects,
             "settings": self.settings,
+            "expert_auc": [None if value != value else value for value in self.expert_auc],
         }
         write_artifact(folder, KIND, tensors, header)
 
@@ -158,6 +171,7 @@ class LayerPairing:
                 tensors.get("floor"),
                 tuple((e, t, value) for e, t, value in effects),
                 checked_field(header, "settings", OBJECT, where),
+                tuple(checked_field(header, "expert_auc", listed(optional(NUMBER)), where, ())),
             )
 
     def entry(self, matrix: Tensor | None, expert_layer: int, target_layer: int) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +12,8 @@ from ..support.tensors import require_finite
 from .choice import Choice
 from .layer_pairs import LayerPair, LayerPairing, MutualInformation
 
-RULES = ("lowest", "highest", "random", "validated")
+RULES = ("effect", "lowest", "highest", "random", "validated")
+MEASURED = ("effect", "validated")  # those that want a function
 
 Effect = Callable[[int, int], float]
 
@@ -30,8 +32,9 @@ def pair_layers(
     target_window: tuple[int, int] | None = None,
     tolerance: float = 1e-9,
     effect: Effect | None = None,
-    shortlist: int | None = None,
+    shortlist: int | Sequence[tuple[int, int]] | None = None,
     shortlist_by: str = "lowest",
+    auc: Sequence[float] | None = None,
     seed: int = 0,
 ) -> LayerPairing:
     """Choose k (expert layer, target layer) pairs, at most one per target layer.
@@ -39,7 +42,8 @@ def pair_layers(
     ``"lowest"`` (the paper) and ``"highest"`` walk over all pairs in order of information and take
     every pair whose target layer is still free. ``"random"`` draws target layers and partners
     uniformly, as a control. ``"validated"`` measures ``effect`` on a shortlist by information and
-    walks over that in order of falling effect.
+    walks over that in order of falling effect. ``"effect"`` does the same on pairs that were
+    shortlisted by what the expert can tell apart: `ExpertSteer` makes that list and measures.
 
     Near-ties: walking in order, values within ``tolerance`` of the first of them count as equal,
     and among equals the lower expert layer, then the lower target layer comes first. Pass a
@@ -58,15 +62,20 @@ def pair_layers(
             the names of ``expert_layers`` and ``target_layers``.
         tolerance: in nats (for ``"validated"`` in the unit of the effect).
         effect: ``effect(expert_layer, target_layer) -> float`` on held-out data, larger is better;
-            needed by ``"validated"`` alone and called once per pair of the shortlist.
+            needed by ``"validated"`` and ``"effect"`` alone and called once per pair of the
+            shortlist.
         shortlist: how many pairs ``"validated"`` measures, by default ``3 k``; more where these
-            hold fewer than k different target layers.
-        shortlist_by: ``"lowest"`` or ``"highest"`` information.
+            hold fewer than k different target layers. Or the pairs themselves, by the names of
+            their layers, as ``"effect"`` needs them.
+        shortlist_by: ``"lowest"`` or ``"highest"`` information, for a number of pairs.
+        auc: of every expert layer, how well it tells the classes apart on rows held out; kept
+            with the pairing for ``"effect"``.
         seed: of ``"random"``.
 
     Raises:
         ValueError: k larger than the layers within the windows, an unknown rule, labels of the
-            wrong length, an effect where none is used or none where one is needed.
+            wrong length, an effect where none is used or none where one is needed, a shortlist
+            with other layers or too few of them.
     """
     matrix = information.nats if isinstance(information, MutualInformation) else information
     if matrix.ndim != 2:
@@ -75,7 +84,11 @@ def pair_layers(
     matrix = matrix.detach().double().cpu()
     expert_layers = _labels("expert_layers", expert_layers, matrix.shape[0])
     target_layers = _labels("target_layers", target_layers, matrix.shape[1])
-    _require_rule(rule, effect, shortlist_by, tolerance)
+    if auc is not None and len(auc) != len(expert_layers):
+        raise ValueError(
+            f"auc must hold one for each of the {len(expert_layers)} expert layers, came {len(auc)}"
+        )
+    _require_rule(rule, effect, shortlist, shortlist_by, tolerance)
     rows = _within("expert_window", expert_layers, expert_window, skip_first, skip_last)
     columns = _within("target_window", target_layers, target_window, skip_first, skip_last)
     _require_room(k, len(rows), len(columns), unique_experts)
@@ -83,8 +96,12 @@ def pair_layers(
     effects: dict[tuple[int, int], float] = {}
     if rule == "random":
         chosen = choice.at_random(seed)
-    elif rule == "validated":
-        listed = choice.shortlist(3 * k if shortlist is None else shortlist, shortlist_by)
+    elif rule in MEASURED:
+        if shortlist is None or isinstance(shortlist, int):
+            listed = choice.shortlist(3 * k if shortlist is None else shortlist, shortlist_by)
+        else:
+            names = [expert_layers[r] for r in rows], [target_layers[c] for c in columns]
+            listed = choice.named(shortlist, *names)
         for e, t in progress(listed, "held-out effects"):
             pair = expert_layers[rows[e]], target_layers[columns[t]]
             effects[pair] = _measured(effect, *pair)
@@ -103,6 +120,7 @@ def pair_layers(
         target_axis=target_layers,
         floor=None if made is None else made.floor,
         effects=tuple((*pair, value) for pair, value in effects.items()),
+        expert_auc=() if auc is None else tuple(auc),
         settings={
             "estimator": None if made is None else made.estimator,
             "k": k,
@@ -152,14 +170,21 @@ def _within(
     return places
 
 
-def _require_rule(rule: str, effect: Effect | None, shortlist_by: str, tolerance: float) -> None:
+def _require_rule(
+    rule: str, effect: Effect | None, shortlist: Any, shortlist_by: str, tolerance: float
+) -> None:
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}, came {rule!r}")
-    if (rule == "validated") != (effect is not None):
+    if (rule in MEASURED) != (effect is not None):
         raise ValueError(
-            "effect must be given with rule='validated' and with no other: a function "
+            "effect must be given with rule='validated' or 'effect' and with no other: a function "
             "(expert_layer, target_layer) -> float measured on held-out data; came rule="
             f"{rule!r} and effect={effect!r}"
+        )
+    if rule == "effect" and (shortlist is None or isinstance(shortlist, int)):
+        raise ValueError(
+            "shortlist must list the (expert_layer, target_layer) pairs to measure with "
+            f"rule='effect', came {shortlist!r}; ExpertSteer(rule='effect') makes that list"
         )
     if shortlist_by not in ("lowest", "highest"):
         raise ValueError(f"shortlist_by must be 'lowest' or 'highest', came {shortlist_by!r}")

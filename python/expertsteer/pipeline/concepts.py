@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,10 @@ from torch import Tensor
 from ..contrast.contrast_set import ContrastSet
 from ..contrast.examples import Example
 from ..contrast.rows import ContrastSetError
-from ..contrast.stream import ContrastStream, InMemory
-from ..contrast.tables import JSON_LINES, PARQUET
+from ..contrast.stream import InMemory
 from ..fitting.holdout import LEAST_PER_CLASS
 from ..states.states import StoredStates
 from ..support.artifact_files import to_json
-from ..support.names import checked_name
 from ..support.paths import local_path
 from ..support.progress import progress
 from ..support.ranks import Ranks
@@ -30,9 +28,10 @@ from ..support.tensors import integers
 from ..support.writing import made_folder, write_text
 from ..vectors.metadata import concept_of
 from ..vectors.vectors import KIND, SteeringVectors
+from .concept_files import INDEX, Sources, sources
+from .effects import AtHand
 from .pipeline import ExpertSteer
 
-INDEX = "index.json"
 # What changes no vector, or is not a plain value.
 _NOT_SETTINGS = {"progress", "captures", "batch_size", "health", "rfm", "effect", "neutral"}
 
@@ -98,7 +97,7 @@ def fit_concepts(
     """
     out, ranks = local_path(out, "out"), Ranks.here()
     settings = settings or ExpertSteer()
-    texts = _Texts(_sources(contrasts, columns or {}))
+    texts = _Texts(sources(contrasts, columns or {}))
     concepts = ranks.first(texts.concepts)
     texts.told(ranks.first(texts.summary))
     # Other texts make another capture, so that concepts can be added later.
@@ -112,80 +111,45 @@ def fit_concepts(
     mine = ranks.share([c for c in concepts if c.name in set(pending)])
     for concept in progress(mine, "fit concepts", settings.progress and ranks.rank == 0):
         try:
-            _fit(concept, settings, captured, out / concept.name, made)
+            read = texts.contrast(concept.name)
+            _fit(concept, read, settings, captured, out / concept.name, made)
         except ValueError as error:
             failed[concept.name] = str(error)
     failed = {name: why for part in ranks.gather(failed) for name, why in part.items()}
     return ranks.first(lambda: _write_index(out, concepts, failed, texts, captured))
 
 
-def _fit(concept: Concept, settings: ExpertSteer, captured: tuple, folder: Path, made: str) -> None:
+def _fit(
+    concept: Concept,
+    contrast: InMemory,
+    settings: ExpertSteer,
+    captured: tuple,
+    folder: Path,
+    made: str,
+) -> None:
     expert, target, loaded = captured
     fitter = replace(settings)
     with about(f"concept {concept.name}"):
-        vectors = fitter.fit_states(concept.states(expert), concept.states(target))
-    if loaded is not None:
+        at_hand = AtHand.of(settings, contrast, loaded)
+        states = concept.states(expert), concept.states(target)
+        vectors = fitter.fit_states(*states, at_hand=at_hand)
+    if settings.neutral is not None:
         vectors = fitter.calibrated(vectors, *loaded)
     origin = {"concept": {"name": concept.name, "contrast": concept.digest, "made": made}}
     fitter.pairing_.save_pretrained(folder)
     replace(vectors, metadata=vectors.metadata | origin).save_pretrained(folder)
 
 
-def _sources(
-    contrasts: Any, columns: Mapping[str, str]
-) -> dict[str, Callable[[], Iterator[Example]]]:
-    """What reads each concept's examples anew, by name."""
-    if isinstance(contrasts, Mapping):
-        for name, contrast in contrasts.items():
-            _require_name(name)
-            if not isinstance(contrast, ContrastSet):
-                raise ContrastSetError(
-                    f"contrasts must be contrast sets by name, came {name!r}: "
-                    f"{type(contrast).__name__}"
-                )
-        found = {name: contrast.numbered for name, contrast in contrasts.items()}
-    else:
-        folder = local_path(contrasts, "contrasts")
-        if not folder.is_dir():
-            raise ContrastSetError(f"contrasts must be a folder, there is none at {folder}")
-        kinds = JSON_LINES + PARQUET
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in kinds)
-        found = {}
-        for path in paths:
-            _require_name(path.stem)
-            if path.stem in found:
-                raise ContrastSetError(
-                    f"{path}: each concept is called like its file, and {path.stem!r} is taken; "
-                    "rename it"
-                )
-            found[path.stem] = ContrastStream.from_file(path, columns).__iter__
-    if not found:
-        where = "" if isinstance(contrasts, Mapping) else f" in {contrasts}"
-        raise ContrastSetError(
-            f"contrasts: there is no contrast set{where}; give jsonl or parquet files"
-        )
-    return found
-
-
-def _require_name(name: Any) -> None:
-    """Refuse what the folder of a concept's vectors cannot be called beside the others."""
-    try:
-        checked_name("the concept", name)
-    except ValueError as error:
-        raise ContrastSetError(f"contrasts: {error}") from None
-    if name in (INDEX, "captures"):
-        raise ContrastSetError(
-            f"contrasts: {name!r} stands for something else in the folder of all vectors; call the "
-            "concept otherwise"
-        )
-
-
 class _Texts(InMemory):
     """The different texts of all concepts as one stream, in the order they are first met."""
 
-    def __init__(self, sources: dict[str, Callable[[], Iterator[Example]]]):
+    def __init__(self, sources: Sources):
         super().__init__(f"{len(sources)} concepts", self._different)
         self._sources = sources
+
+    def contrast(self, name: str) -> InMemory:
+        """The examples of one concept."""
+        return InMemory(name, self._sources[name])
 
     def _different(self) -> Iterator[Example]:
         seen: set[bytes] = set()

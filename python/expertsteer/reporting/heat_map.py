@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.color import Color
 from rich.console import Group
 from rich.style import Style
@@ -82,6 +85,21 @@ def _legend(pairing: LayerPairing, matrix: Tensor, numbers: bool) -> Text:
     if not numbers:
         chosen = (f"{p.expert_layer} → {p.target_layer}: {fixed(p.nats)}" for p in pairing)
         text += f"\nexpert layer → target layer: nats   {',  '.join(chosen)}"
-    for expert, target, effect in pairing.effects:
-        text += f"\nexpert layer {expert}, target layer {target}: held-out effect {short(effect)}"
+    if pairing.expert_auc:
+        aucs = zip(pairing.expert_axis, pairing.expert_auc)
+        told = ",  ".join(f"{layer}: {fixed(auc)}" for layer, auc in aucs)
+        text += f"\nexpert layer: AUC between the classes on held-out rows   {told}"
+    if "effect" in pairing.settings:
+        text += f"\n{_measured(pairing.settings)}"
+    for expert in dict.fromkeys(e for e, _, _ in pairing.effects):
+        told = ",  ".join(f"{t}: {short(x)}" for e, t, x in pairing.effects if e == expert)
+        text += f"\nexpert layer {expert}, target layer: held-out effect   {told}"
     return Text(text)
+
+
+def _measured(settings: Mapping[str, Any]) -> str:
+    """What the effect is; any values, since the file may have been edited."""
+    text = f"effect ({settings.get('unit', '')}): {settings['effect']}"
+    text += f"; held out: {settings['held_out']}" if "held_out" in settings else ""
+    text += f"; at budget {settings['budget']}" if "budget" in settings else ""
+    return text + (f"; {settings['why']}" if "why" in settings else "")

@@ -11,13 +11,14 @@ from rich.text import Text
 
 from ..fitting.health_report import HEALTH_KEY, MOST, Health
 from ..support.numbers import fixed, setting, short
-from ..vectors.metadata import CALIBRATION_KEY, understanding
+from ..vectors.metadata import CALIBRATION_KEY, chosen_by, understanding
 from ..vectors.vectors import SteeringVectors
 
 _COLUMNS = {
     "layer": "layer",
     "expert_layer": "expert\nlayer",
     "nats": "nats",
+    "effect": "\neffect",
     "norm": "norm",
     "scale": "scale",
     "validation_auc": "validation\nAUC",
@@ -40,6 +41,8 @@ def vectors_table(vectors: SteeringVectors, title: str) -> Group:
 def _table(vectors: SteeringVectors, title: str) -> Group:
     document = vectors.describe()
     shown = [name for name in _COLUMNS if any(name in row for row in document["layers"])]
+    if "effect" in shown:  # what the pair was chosen by; the information stands in the health check
+        shown.remove("nats")
     table = Table(title=f"{title}: width {vectors.width}")
     for name in shown:
         table.add_column(_COLUMNS[name], justify="right")
@@ -117,7 +120,7 @@ def _origin_lines(metadata: dict[str, Any]):
         if value:
             yield name, str(value)
     if "pairing" in metadata:
-        yield "pairing", metadata["pairing"]["rule"]
+        yield "pairing", chosen_by(metadata["pairing"])
     with understanding(CALIBRATION_KEY):
         lines = [
             f"strength {short(float(c['strength']))} at layers {tuple(c['layers'])} costs "

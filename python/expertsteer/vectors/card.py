@@ -9,7 +9,7 @@ from typing import Any
 from ..support.numbers import setting, short, unit
 from ..support.text import code, markdown, markdown_rows
 from .controls_table import controls_markdown
-from .metadata import CALIBRATION_KEY, EVALUATION_KEY, understanding
+from .metadata import CALIBRATION_KEY, EVALUATION_KEY, chosen_by, understanding
 
 PAPER = "https://arxiv.org/abs/2505.12313"
 _LONGEST = 1000  # characters of a sentence from the metadata
@@ -97,12 +97,13 @@ def _origin(metadata: dict[str, Any]) -> list[tuple[str, str]]:
         if value not in (None, {}, ""):
             rows.append((name, markdown(_flat(value), _LONGEST)))
     if "rule" in (metadata.get("pairing") or {}):
-        rows.append(("pairs", f"{markdown(metadata['pairing']['rule'])} mutual information"))
+        rows.append(("pairs", markdown(chosen_by(metadata["pairing"]), _LONGEST)))
     return rows or [("", "not recorded: made by hand")]
 
 
 def _layers(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     named = {"layer": "layer", "expert_layer": "expert layer", "nats": "information (nats)"}
+    named |= {"effect": "held-out effect"}
     named |= {"norm": "norm", "scale": "scale", "validation_auc": "validation AUC"}
     shown = [key for key in named if any(row.get(key) is not None for row in rows)]
     return tuple(named[key] for key in shown), [

@@ -25,6 +25,7 @@ def described(
             if layer in partner:
                 row, pair = partner[layer]
                 entry |= {"expert_layer": pair["expert_layer"], "nats": pair["nats"]}
+                entry |= {"effect": pair["effect"]} if "effect" in pair else {}
                 entry |= {name: values[row] for name, values in figures.items()}
             layers.append(entry)
     width = next(iter(vectors.values())).numel()

@@ -54,6 +54,15 @@ def is_fitted(metadata: Mapping[str, Any]) -> bool:
     return bool(metadata.get("method")) or any(map(is_fitted, metadata.get("sum_of") or ()))
 
 
+def chosen_by(pairing: Mapping[str, Any]) -> str:
+    """The rule of ``metadata["pairing"]`` in words, with what it measured."""
+    rule = str(pairing["rule"])
+    if "effect" not in pairing:
+        return rule if rule in ("given", "effect") else f"{rule} mutual information"
+    text = f"{rule} ({pairing.get('unit', '?')}): {pairing['effect']}"
+    return f"{text}; {pairing['why']}" if pairing.get("why") else text
+
+
 def require_same_target(first: dict[str, Any], second: dict[str, Any]) -> None:
     """Vectors fitted for different models do not add up to one for either."""
     a, b = (model_of(m, "target") for m in (first, second))
