@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,6 @@ DTYPE = torch.bfloat16
 BOUND = 1e-2  # of the largest logit: the last digits of bfloat16, where memory lies otherwise
 TEXT = "The capital of France is Paris, and 2 + 3 = 5.\nThe capital of Italy is"
 RECORD = "fetched.json"
-
-
-def require_libraries() -> None:
-    """Raise ``ValueError`` where what reads GGUF files is missing, with how to install it."""
-    ways = {"gguf": "pip install 'expertsteer[export]'", "accelerate": "pip install accelerate"}
-    for name, way in ways.items():
-        if util.find_spec(name) is None:
-            raise ValueError(
-                f"loading a GGUF file needs the library {name}, which is not installed: {way}"
-            )
 
 
 def memory_needed(source: Source) -> int:
@@ -111,7 +101,7 @@ def write(gguf: Path, folder: Path) -> None:
     Raises:
         ValueError: what is read back differs.
     """
-    model, tokenizer = load_gguf(gguf)
+    model, tokenizer = load(gguf, device="cpu", dtype=DTYPE)
     ids = tokenizer(TEXT)["input_ids"]
     logits, weights = _logits(model, ids), digests(model.state_dict())
     model.save_pretrained(folder)
@@ -130,26 +120,6 @@ def write(gguf: Path, folder: Path) -> None:
             f"{folder}: logits must be those of {gguf.name} within {BOUND:g} of the largest, "
             f"came {difference:g}"
         )
-
-
-def load_gguf(path: Path) -> tuple[nn.Module, Any]:
-    """A model in `DTYPE` and its tokenizer from a GGUF file, as ordinary ones.
-
-    What transformers remembers of the file's quantisation is dropped: the weights are plain
-    numbers by now, and a folder written with it could not be loaded.
-    """
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    old = int(transformers.__version__.split(".")[0]) < 5
-    options = {"torch_dtype" if old else "dtype": DTYPE, "gguf_file": path.name}
-    if hasattr(transformers, "GgufConfig"):  # releases that can leave weights in four bits
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options).eval()
-    for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    return model, tokenizer
 
 
 def continuation(folder: Path, prompt: str, tokens: int) -> tuple[dict[str, Any], str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.common import ROOT
 from benchmarks.real import conversion, parts
 from benchmarks.real.sources import SOURCES, Source
+from expertsteer.models.gguf import require_gguf_libraries
 from expertsteer.support.numbers import count, size_text
 from expertsteer.support.writing import made_folder
 
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 with the error on stderr, or 130 where it was stopped."""
     options = _parsed(arguments)
     try:
-        conversion.require_libraries()
+        require_gguf_libraries()
         for name in options.models or SOURCES:
             tell(name, fetch(SOURCES[name], options.out))
             gc.collect()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.gguf import is_gguf
 from ..models.loading import could_be_hub_id, require_no_remote_code
 from ..support.hub import download
 from ..support.paths import folder_or_id, local_path
@@ -82,6 +83,12 @@ def open_source(source: str | os.PathLike, revision: str | None = None) -> Sourc
             that is quantised, pickled, an adapter, or incomplete.
         ArtifactError: a file of it is damaged.
     """
+    if is_gguf(source):
+        raise ValueError(
+            f"model {str(source)!r} is a GGUF file, whose weights have few bits; load it "
+            "(model, tokenizer = models.loading.load(file)), save_pretrained both into a folder, "
+            "and export that, or export a control vector (--format gguf)"
+        )
     folder, hub_id = local_path(source, "model"), ""
     if not folder.is_dir():
         folder, hub_id = _downloaded(str(source), revision), str(source)

@@ -6,15 +6,17 @@ The only file that imports transformers, and only when a model is loaded by name
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..support.paths import folder_or_id
+from ..support.paths import folder_or_id, local_path
 from ..support.ranks import Ranks
 from .decoder import unwrapped
 from .description import floating
+from .gguf import as_ordinary, gguf_options, is_gguf, require_gguf_file
 
 TENSOR_PARALLEL = "tensor_parallel"
 _SPREAD = ("auto", TENSOR_PARALLEL)  # devices that are none
@@ -32,7 +34,8 @@ def load(
     """A causal language model and its tokenizer, from a path, a Hub id or a model at hand.
 
     Args:
-        path_or_model: a folder, a Hub id, or a model, which is returned as it is.
+        path_or_model: a folder, a ``.gguf`` file (its weights become plain numbers), a Hub id,
+            or a model, which is returned as it is.
         tokenizer: a tokenizer, or the path or id of one; by default the model's own.
         device: for a model given by name; the first GPU, or else the CPU, by default.
             ``"auto"`` spreads it over all devices (needs accelerate), ``"tensor_parallel"`` over
@@ -107,6 +110,8 @@ def _from_pretrained(factory: str, kind: str, name: str | os.PathLike, **options
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"{kind} must be a path or Hub id, came {type(name).__name__}")
     path = folder_or_id(name, kind)
+    if is_gguf(name):
+        return _from_gguf(factory, kind, local_path(name, kind), **options)
     wanted = f"{kind} {str(name)!r} cannot be loaded"
     if not os.path.isdir(path) and not could_be_hub_id(name):
         raise ValueError(
@@ -124,6 +129,26 @@ def _from_pretrained(factory: str, kind: str, name: str | os.PathLike, **options
             f"{wanted}: no usable one {where} ({type(error).__name__}: {error}); "
             "check the name, and for a Hub id the network and your access"
         ) from error
+
+
+def _from_gguf(factory: str, kind: str, path: Path, **options: Any) -> Any:
+    import transformers
+
+    file = require_gguf_file(path, kind)
+    require_bool("trust_remote_code", options.pop("trust_remote_code"))
+    options = {name: value for name, value in options.items() if value is not None}
+    if options.pop("revision", None) is not None:
+        raise ValueError(f"revision is of a repository on the Hub, came one with the file {file}")
+    of_model = kind == "model"
+    options |= gguf_options(file, of_model)
+    try:
+        loaded = getattr(transformers, factory).from_pretrained(file.parent, **options)
+    except Exception as error:  # damaged files, families that transformers cannot read from GGUF
+        raise ValueError(
+            f"{kind} {str(path)!r} cannot be loaded: transformers does not read this GGUF file "
+            f"({type(error).__name__}: {error}); give a folder of safetensors instead"
+        ) from error
+    return as_ordinary(loaded, file) if of_model else loaded
 
 
 def require_no_remote_code(wanted: str, error: Exception) -> None:
