@@ -18,7 +18,7 @@ from .health_report import Health, PairHealth
 from .holdout import require_classes
 from .known_figures import information_figures, kept_figures, machine, method
 from .thresholds import findings, least_auc, limits
-from .told_apart import told_apart
+from .told_apart import said_beforehand, told_apart
 
 
 def health(
@@ -86,7 +86,7 @@ def health(
         "seed": seed,
     }
     found = findings(rows, counts, alignment.settings, alike)
-    told = told_apart(rows, least_auc(counts))
+    told = told_apart(rows, least_auc(counts)) + said_beforehand(rows)
     return Health(rows, found, **counts, limits=limits(counts), notes=told)
 
 

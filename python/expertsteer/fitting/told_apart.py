@@ -28,6 +28,17 @@ def told_apart(pairs: tuple[PairHealth, ...], limit: float) -> tuple[str, ...]:
     )
 
 
+def said_beforehand(pairs: tuple[PairHealth, ...]) -> tuple[str, ...]:
+    """What an export would refuse later, of layers that the fit knows already."""
+    if all(p.target_layer for p in pairs):
+        return ()
+    return (
+        "there is a vector at target layer 0, which steers here and in every export but one: a "
+        "GGUF control vector for llama.cpp has no place for it; for that, export the other layers "
+        "(--layers)",
+    )
+
+
 _CASES = {
     (True, True): (
         "expert (AUC {expert}) and target (AUC {target}) both tell the classes apart at {where}: "

@@ -22,9 +22,10 @@ _COLUMNS = {
     "norm": "norm",
     "scale": "scale",
     "validation_auc": "validation\nAUC",
-    "explained_variance": "explained\nvariance",
-    "reconstruction_error": "reconstr.\nerror",
+    "explained_variance": "explained\n(seen rows)",
+    "reconstruction_error": "rec. error\n(seen rows)",
 }
+_SEEN = ("explained_variance", "reconstruction_error")  # of the rows the alignment was fitted on
 
 
 def vectors_table(vectors: SteeringVectors, title: str) -> Group:
@@ -43,6 +44,8 @@ def _table(vectors: SteeringVectors, title: str) -> Group:
     shown = [name for name in _COLUMNS if any(name in row for row in document["layers"])]
     if "effect" in shown:  # what the pair was chosen by; the information stands in the health check
         shown.remove("nats")
+    if HEALTH_KEY in vectors.metadata:  # which has the same of rows that were held out
+        shown = [name for name in shown if name not in _SEEN]
     table = Table(title=f"{title}: width {vectors.width}")
     for name in shown:
         table.add_column(_COLUMNS[name], justify="right")
