@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..support.cores import tell_threads
 from .caches import cached_tokens, find_cache
 from .decoder import (
     DecoderLayers,
@@ -244,6 +245,8 @@ def _call(model: nn.Module, ids: Tensor, mask: Tensor, **options: Any) -> Any:
     accepted = inspect.signature(model.forward).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     device = input_device(model)
+    if device.type == "cpu":
+        tell_threads()
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
     inputs = {name: value for name, value in inputs.items() if takes_all or name in accepted}
     return model(**inputs, **{name: v for name, v in options.items() if name in accepted})
