@@ -61,6 +61,14 @@ def test_a_file_that_is_not_there_is_no_hub_id(name):
         load(name, device="cpu")
 
 
+def test_a_folder_may_be_called_like_a_file(file, tmp_path):
+    model, tokenizer = load(file, device="cpu", dtype=torch.float32)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "folder.gguf")
+    again = load(tmp_path / "folder.gguf", device="cpu", dtype=torch.float32)
+    assert torch.equal(logits(*again), logits(model, tokenizer))
+
+
 def test_what_is_no_gguf_file_is_refused_by_name(tmp_path):
     path = tmp_path / "text.gguf"
     path.write_text("no weights")

@@ -39,6 +39,7 @@ def test_a_quota_of_version_2_counts_at_every_level(tmp_path, eight):
 def test_a_quota_of_version_1(tmp_path, eight):
     files = {"cpu__x__cpu_DOT_cfs_quota_us": "300000", "cpu__x__cpu_DOT_cfs_period_us": "100000"}
     assert group(tmp_path, "4:cpu,cpuacct:/x", **files) == 3
+    assert group(tmp_path, "4:cpu,cpuacct:/x/y", **files) == 3  # of the group above
     files["cpu__x__cpu_DOT_cfs_quota_us"] = "-1"
     assert group(tmp_path, "4:cpu,cpuacct:/x\n5:memory:/x", **files) == 8
 

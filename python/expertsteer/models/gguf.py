@@ -13,8 +13,9 @@ _NEEDED = {"gguf": "pip install 'expertsteer[export]'", "accelerate": "pip insta
 
 
 def is_gguf(name: Any) -> bool:
-    """Whether a name is that of a GGUF file, wherever it lies."""
-    return isinstance(name, (str, os.PathLike)) and Path(name).suffix.lower() == ".gguf"
+    """Whether a name is that of a GGUF file, there or not; a folder may be called what it likes."""
+    named = isinstance(name, (str, os.PathLike)) and Path(name).suffix.lower() == ".gguf"
+    return named and not Path(name).expanduser().is_dir()
 
 
 def require_gguf_libraries() -> None:

@@ -58,16 +58,19 @@ def _quota(groups: Path, process: Path) -> float:
     found = [math.inf]
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2: one hierarchy, limits of every level hold
-            folders = [groups / path.lstrip("/"), *(groups / path.lstrip("/")).parents]
-            found += [
-                _share(_read(f / "cpu.max").split()) for f in folders if groups in {f, *f.parents}
-            ]
+        if not controllers:  # version 2
+            found += [_share(_read(f / "cpu.max").split()) for f in _levels(groups, path)]
         elif "cpu" in controllers.split(","):
-            for folder in (groups / "cpu" / path.lstrip("/"), groups / "cpu"):
+            for folder in _levels(groups / "cpu", path):
                 parts = [_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
                 found.append(_share(parts))
     return min(found)
+
+
+def _levels(root: Path, path: str) -> list[Path]:
+    """A group's folder and those above it up to the root: the limits of every level hold."""
+    folder = root / path.lstrip("/")
+    return [folder, *(above for above in folder.parents if above.is_relative_to(root))]
 
 
 def _read(path: Path) -> str:
