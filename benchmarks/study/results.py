@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,14 @@ def listed(**entries: Any) -> list:
     return [round(v, 4) if isinstance(v, float) else v for v in values]
 
 
-def finished(results: Path) -> dict[tuple, dict]:
-    """Every cell of a results file by its key; a line that a killed run left unfinished is none."""
+FIELDS = tuple(Cell.__dataclass_fields__)
+
+
+def finished(results: Path, fields: Sequence[str] = FIELDS) -> dict[tuple, dict]:
+    """Every cell of a results file by its key, the values of ``fields``.
+
+    A line that a killed run left unfinished is none.
+    """
     cells: dict[tuple, dict] = {}
     if results.exists():
         for line in results.read_text("utf-8").splitlines():
@@ -60,18 +67,18 @@ def finished(results: Path) -> dict[tuple, dict]:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            key = tuple(entry[name] for name in Cell.__dataclass_fields__)
+            key = tuple(entry[name] for name in fields)
             cells.setdefault(key, entry)
     return cells
 
 
-def append(results: Path, entry: dict) -> None:
+def append(results: Path, entry: dict, fields: Sequence[str] = FIELDS) -> None:
     """Add a line unless the cell has one; several processes may do so at once."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    key = tuple(entry[name] for name in Cell.__dataclass_fields__)
+    key = tuple(entry[name] for name in fields)
     with results.open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if key in finished(results):
+        if key in finished(results, fields):
             return
         file.seek(0)
         text = file.read()

@@ -1,0 +1,99 @@
+"""The tables of the study on real models, from its results.
+
+    python -m benchmarks.real.tables RESULTS
+
+One table over all tasks: the share of test items at which the wanted continuation is the likelier
+one, mean over seeds of fitting sets, with percentile bootstrap intervals over the items; and the
+difference from the mean of the random directions on the same items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.real.methods import ALL
+from benchmarks.real.tasks import TASKS
+from benchmarks.study.results import finished
+from expertsteer.evaluation.statistics import Interval, bootstrap_interval, paired_difference
+from expertsteer.support.numbers import fixed, interval
+
+RANDOM = "random directions"
+FIELDS = ("task", "seed", "method", "expert", "target", "budget")
+Key = tuple[str, str]
+
+
+def scores(results: Path) -> dict[Key, Tensor]:
+    """Per task and method the right answers ``[items]``, mean over seeds and random directions.
+
+    Items are the same for every seed, so that intervals are over items.
+    """
+    found: dict[Key, list[Tensor]] = {}
+    for cell in finished(results, FIELDS).values():
+        rows = [torch.tensor([float(v) for v in row["values"]]).double() for row in cell["rows"]]
+        if rows:
+            found.setdefault((cell["task"], cell["method"]), []).append(torch.stack(rows).mean(0))
+    return {key: torch.stack(values).mean(dim=0) for key, values in found.items()}
+
+
+def seeds(results: Path) -> dict[Key, int]:
+    """Per task and method how many fitting sets were drawn."""
+    found: dict[Key, set[int]] = {}
+    for cell in finished(results, FIELDS).values():
+        found.setdefault((cell["task"], cell["method"]), set()).add(cell["seed"])
+    return {key: len(values) for key, values in found.items()}
+
+
+def accuracies(found: dict[Key, Tensor]) -> list[str]:
+    """Methods by tasks, as lines of markdown."""
+    tasks = [name for name in TASKS if any(task == name for task, _ in found)]
+    return _table(tasks, found, lambda key: _with_interval(bootstrap_interval(found[key])))
+
+
+def differences(found: dict[Key, Tensor]) -> list[str]:
+    """The same less the mean of the random directions on each item."""
+    tasks = [task for task in TASKS if (task, RANDOM) in found]
+    others = {key: values for key, values in found.items() if key[1] != RANDOM}
+
+    def shown(key: Key) -> str:
+        return _with_interval(paired_difference(found[key], found[key[0], RANDOM]), signed=True)
+
+    return _table(tasks, others, shown)
+
+
+def _table(tasks: Sequence[str], found: Iterable[Key], shown: Callable[[Key], str]) -> list[str]:
+    keys = set(found)
+    lines = [f"| | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+    for method in (name for name in ALL if any((task, name) in keys for task in tasks)):
+        cells = [shown((t, method)) if (t, method) in keys else "not measured" for t in tasks]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def _with_interval(value: Interval, signed: bool = False) -> str:
+    values = (value.mean, value.low, value.high)
+    return interval(values, partial(fixed, places=3, signed=signed, bare=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real.tables")
+    parser.add_argument("results", type=Path, help="real.jsonl of the study")
+    results = parser.parse_args(arguments).results
+    found = scores(results)
+    if not found:
+        print(f"error: {results} holds no finished cell", file=sys.stderr)
+        return 1
+    counts = sorted(set(seeds(results).values()))
+    print(f"Fitting sets per cell: {', '.join(map(str, counts))}.", *accuracies(found), sep="\n")
+    print("\nLess the mean of the random directions:", *differences(found), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

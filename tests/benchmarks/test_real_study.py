@@ -1,0 +1,99 @@
+"""The study on real models: cells that go on, and tables of known answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.real import study, tables
+from benchmarks.real.methods import ALL, ONCE
+from benchmarks.real.tasks import TASKS
+
+
+def line(task, method, seed, *values):
+    rows = [{"name": method, "values": text} for text in values]
+    cell = {"task": task, "seed": seed, "method": method}
+    models = {"expert": "e", "target": "t", "budget": 0.1}
+    return json.dumps(cell | models | {"rows": rows}) + "\n"
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """The study takes one; the other tests keep theirs."""
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+
+
+@pytest.fixture
+def results(tmp_path):
+    path = tmp_path / "real.jsonl"
+    path.write_text(
+        line("sentiment", "unsteered", 0, "0101")
+        + line("sentiment", "random directions", 0, "0101", "0001")
+        + line("sentiment", "own RFM", 0, "1101")
+        + line("sentiment", "own RFM", 1, "1111")
+        + line("facts", "unsteered", 0, "1111")
+        + '{"task": "facts", "se'  # of a killed run
+    )
+    return path
+
+
+def test_scores_are_means_over_seeds_and_directions_item_by_item(results):
+    found = tables.scores(results)
+    assert found["sentiment", "own RFM"].tolist() == [1, 1, 0.5, 1]
+    assert found["sentiment", "random directions"].tolist() == [0, 0.5, 0, 1]
+    assert tables.seeds(results)["sentiment", "own RFM"] == 2
+    assert set(found) == {
+        *(("sentiment", m) for m in ("unsteered", "random directions", "own RFM")),
+        ("facts", "unsteered"),
+    }
+
+
+def test_the_tables_have_what_was_measured_and_say_what_was_not(results, capsys):
+    assert tables.main([str(results)]) == 0
+    shown = capsys.readouterr().out
+    assert "| own RFM | .875 [" in shown and "not measured" in shown
+    assert "| own RFM | +.500 [" in shown  # .875 less .375
+    assert "Fitting sets per cell: 1, 2." in shown
+
+
+def test_without_a_finished_cell_there_is_no_table(tmp_path, capsys):
+    assert tables.main([str(tmp_path / "none.jsonl")]) == 1
+    assert "holds no finished cell" in capsys.readouterr().err
+
+
+def test_every_cell_comes_once_and_what_no_seed_changes_with_the_first():
+    options = study.parsed(["--out", "x"])
+    found = list(study.cells(options))
+    assert len({cell.key for cell in found}) == len(found)
+    assert len(found) == len(TASKS) * (3 * (len(ALL) - len(ONCE)) + len(ONCE))
+    assert [cell.seed for cell in found] == sorted(cell.seed for cell in found)
+    assert {cell.method for cell in found if cell.seed == 0} == set(ALL)
+
+
+def test_finished_cells_are_not_run_again(tmp_path, monkeypatch):
+    done = []
+
+    def rows_of(context, method):
+        done.append((context, method))
+        return []
+
+    monkeypatch.setattr(study, "rows_of", rows_of)
+    monkeypatch.setattr(study.Lab, "context", lambda lab, task, seed: (task, seed))
+    chosen = ["--out", str(tmp_path), "--tasks", "facts", "--seeds", "0", "1"]
+    chosen += ["--methods", "unsteered", "own RFM"]
+    for expected in (3, 3):  # the second time nothing is left
+        assert study.run(study.parsed(chosen)) == 0
+        assert len(done) == expected
+    assert len(Path(tmp_path, study.NAME).read_text().splitlines()) == 3
+
+
+def test_a_cell_that_fails_is_told_and_left_for_the_next_time(tmp_path, monkeypatch, capsys):
+    def rows_of(context, method):
+        raise ValueError("no strength keeps the budget")
+
+    monkeypatch.setattr(study, "rows_of", rows_of)
+    monkeypatch.setattr(study.Lab, "context", lambda lab, task, seed: None)
+    chosen = ["--out", str(tmp_path), "--tasks", "facts", "--methods", "unsteered"]
+    assert study.run(study.parsed(chosen)) == 1
+    assert "no strength keeps the budget" in capsys.readouterr().err
+    assert not Path(tmp_path, study.NAME).exists()
