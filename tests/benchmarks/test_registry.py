@@ -18,7 +18,9 @@ ROOT = Path(registry.__file__).parent
 # `timing` is the clock itself, and llama.cpp's own process times nothing; the study's seconds are
 # bookkeeping and no claim.
 APART = {"__init__.py", "conftest.py", "timing.py", "logits.py"}
-TIMED = sorted(f for f in ROOT.rglob("*.py") if f.name not in APART and f.parent.name != "study")
+STUDIES = {"study", "real"}  # they compare vectors, and time nothing but how long a cell took
+FILES = [f for f in ROOT.rglob("*.py") if not STUDIES & set(f.relative_to(ROOT).parts)]
+TIMED = sorted(f for f in FILES if f.name not in APART)
 BENCHMARKS = registry.registered()
 SLOW = {"steering.compiled", "calibration.controls", "states.ranks", "rfm.streamed_alone"}
 
