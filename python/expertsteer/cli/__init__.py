@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
 from ..support.console import SafeConsole
+from ..support.progress import bars
 from .bench import bench
 from .capture import capture
 from .demo import demo
@@ -27,9 +31,33 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Steer one language model with what another one knows.",
 )
+
+
+@app.callback()
+def before_a_command(
+    context: typer.Context,
+    progress: Annotated[
+        bool, typer.Option("--progress/--no-progress", help="Show progress bars on stderr.")
+    ] = True,
+) -> None:
+    """What stands before the name of a command."""
+    context.with_resource(bars(progress))
+
+
+def _with_quiet_json(command: Callable[..., None]) -> Callable[..., None]:
+    """With ``--json`` a command shows no bar: what reads the document reads stderr too."""
+
+    @wraps(command)
+    def call(**options: Any) -> None:
+        with bars(not options.get("as_json", False)):
+            command(**options)
+
+    return call
+
+
 for command in (capture, demo, fit, evaluate, generate, inspect, export, bench):
-    app.command()(command)
-app.command("import")(import_vectors)
+    app.command()(_with_quiet_json(command))
+app.command("import")(_with_quiet_json(import_vectors))
 
 
 def _show_warning(message, *unused) -> None:

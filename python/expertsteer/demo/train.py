@@ -10,18 +10,20 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from tqdm import tqdm
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..support.numbers import fixed
+from ..support.progress import bar
 from . import world
 
 MAX_TOKENS = 128
+TENSORS = {"return_tensors": "pt", "padding": True, "padding_side": "right"}
 SPECIAL = ("<pad>", "<s>", "<unk>")
 
 
@@ -126,22 +128,29 @@ def learn(
     )
     rng, losses = random.Random(f"documents {recipe.seed}"), []
     name = f"{recipe.width} wide, {recipe.layers} layers"
-    bar = tqdm(range(recipe.steps if steps is None else steps), name, disable=not progress)
-    for _ in bar:
-        documents = [world.document(rng, recipe.specialist_share) for _ in range(recipe.batch_size)]
-        batch = tokenizer(documents, return_tensors="pt", padding=True, padding_side="right")
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        # Padding on the right of a causal model is never attended to; without a mask it is faster.
-        loss = model(input_ids=batch["input_ids"], labels=labels, use_cache=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        bar.set_postfix(loss=fixed(losses[-1], 3), refresh=False)
+    steps = recipe.steps if steps is None else steps
+    with bar(steps, name, progress, delay=0) as told:
+        for _ in range(steps):
+            documents = [
+                world.document(rng, recipe.specialist_share) for _ in range(recipe.batch_size)
+            ]
+            losses.append(_step(model, tokenizer(documents, **TENSORS), optimizer))
+            schedule.step()
+            told.set_postfix(loss=fixed(losses[-1], 3), refresh=False)
+            told.update()
     model.eval()
     return losses
+
+
+def _step(model: LlamaForCausalLM, batch: dict[str, Tensor], optimizer: Any) -> float:
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    # Padding on the right of a causal model is never attended to; without a mask it is faster.
+    loss = model(input_ids=batch["input_ids"], labels=labels, use_cache=False).loss
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

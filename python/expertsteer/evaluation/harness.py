@@ -20,6 +20,7 @@ from ..models.encoding import text_tokenizer
 from ..models.forward import evaluating
 from ..steering.steering import attach
 from ..support.paths import local_path
+from ..support.progress import quietable, shown
 from ..vectors.vectors import SteeringVectors
 from .live_harness import live_harness
 from .statistics import PairedTest, paired_test
@@ -54,6 +55,7 @@ class HarnessRow:
         return asdict(self) | sides | {"test": None if self.test is None else self.test.to_dict()}
 
 
+@quietable
 def evaluate_lm_eval(
     model: nn.Module,
     tokenizer: Any,
@@ -110,7 +112,7 @@ def evaluate_lm_eval(
         pass  # what cannot be attached is refused now, not after the unsteered run
     with evaluating(model), _restored(tokenizer):
         harness = live_harness(
-            model, tokenizer, batch_size, max_length, plain=positions == "all", progress=progress
+            model, tokenizer, batch_size, max_length, plain=positions == "all", progress=shown()
         )
         before = run(harness)
         with attach(model, vectors, **attached) as steering:

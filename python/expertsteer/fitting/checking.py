@@ -12,6 +12,7 @@ from ..pairing.layer_pairs import LayerPairing, MutualInformation
 from ..rfm import RFM
 from ..states.same_examples import require_same_examples
 from ..states.states import Captured
+from ..support.progress import quietable
 from ..vectors.vectors import SteeringVectors
 from .figures import Settings, measure
 from .health_report import Health, PairHealth
@@ -21,6 +22,7 @@ from .thresholds import findings, least_auc, limits
 from .told_apart import said_beforehand, told_apart
 
 
+@quietable
 def health(
     expert: Captured,
     target: Captured,

@@ -6,6 +6,8 @@ The only file that imports transformers, and only when a model is loaded by name
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from ..support.paths import folder_or_id, local_path
+from ..support.progress import shown
 from ..support.ranks import Ranks
 from .decoder import unwrapped
 from .description import floating
@@ -121,7 +124,8 @@ def _from_pretrained(factory: str, kind: str, name: str | os.PathLike, **options
     require_bool("trust_remote_code", options["trust_remote_code"])
     options = {option: value for option, value in options.items() if value is not None}
     try:
-        return getattr(transformers, factory).from_pretrained(path, **options)
+        with _library_bars():
+            return getattr(transformers, factory).from_pretrained(path, **options)
     except Exception as error:  # missing files, no network, damaged weights, unknown families
         require_no_remote_code(wanted, error)
         where = "in that folder" if os.path.isdir(path) else "on the Hub, nor is there a folder"
@@ -142,13 +146,35 @@ def _from_gguf(factory: str, kind: str, path: Path, **options: Any) -> Any:
     of_model = kind == "model"
     options |= gguf_options(file, of_model)
     try:
-        loaded = getattr(transformers, factory).from_pretrained(file.parent, **options)
+        with _library_bars():
+            loaded = getattr(transformers, factory).from_pretrained(file.parent, **options)
     except Exception as error:  # damaged files, families that transformers cannot read from GGUF
         raise ValueError(
             f"{kind} {str(path)!r} cannot be loaded: transformers does not read this GGUF file "
             f"({type(error).__name__}: {error}); give a folder of safetensors instead"
         ) from error
     return as_ordinary(loaded, file) if of_model else loaded
+
+
+@contextmanager
+def _library_bars() -> Iterator[None]:
+    """The bars of transformers and the Hub, hidden where this package's are."""
+    from huggingface_hub.utils import are_progress_bars_disabled as hub_is_quiet
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    own, hub = logging.is_progress_bar_enabled(), not hub_is_quiet()
+    if shown() or not (own or hub):
+        yield
+        return
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if own:
+            logging.enable_progress_bar()  # of the Hub too
+        (enable_progress_bars if hub else disable_progress_bars)()
 
 
 def require_no_remote_code(wanted: str, error: Exception) -> None:

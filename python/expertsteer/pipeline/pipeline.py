@@ -27,6 +27,7 @@ from ..states.in_memory import capture
 from ..states.on_disk import capture_to
 from ..states.states import Captured
 from ..support.paths import local_path
+from ..support.progress import quietable
 from ..support.ranks import Ranks
 from ..vectors.calibration import Calibration
 from ..vectors.vectors import SteeringVectors
@@ -116,6 +117,7 @@ class ExpertSteer:
         if self.neutral is not None and (isinstance(self.neutral, str) or not len(self.neutral)):
             raise ValueError(f"neutral must be a list of texts or None, came {self.neutral!r}")
 
+    @quietable
     def fit(
         self,
         expert_model: str | nn.Module,
@@ -163,6 +165,7 @@ class ExpertSteer:
             return self.calibrated(vectors, *loaded)
         return ranks.first(lambda: self.calibrated(vectors, *loaded))
 
+    @quietable
     def capture_both(
         self,
         expert_model: str | nn.Module,
@@ -201,6 +204,7 @@ class ExpertSteer:
         wanted = self.neutral is not None or self.rule == "effect"
         return read, also_read, (*loaded, target) if wanted else None
 
+    @quietable
     def fit_states(
         self,
         expert: Captured,
@@ -216,18 +220,14 @@ class ExpertSteer:
             at_hand: the target and the texts, to measure the effect of layer pairs with.
         """
         ranks = ranks or Ranks()
-        self.information_: MutualInformation = information_over(
-            ranks,
-            expert,
-            target,
-            estimator=self.estimator,
-            components=self.components,
-            null=self.null,
-            seed=self.seed,
-        )
-        alignment = {"method": self.method, "solver": self.solver, "rotation": self.rotation}
-        fitting = Fitting(alignment | {"seed": self.seed}, self.direction, self.rfm,
-                          self.validation, self.seed)  # fmt: skip
+
+        def of(*names: str) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in names}
+
+        how = of("estimator", "components", "null", "seed")
+        self.information_: MutualInformation = information_over(ranks, expert, target, **how)
+        alignment = of("method", "solver", "rotation", "seed")
+        fitting = Fitting(alignment, self.direction, self.rfm, self.validation, self.seed)
         self.pairing_: LayerPairing = paired(
             ranks, self.information_, expert, target, self.pairs, self.rule, self.effect, fitting,
             at_hand, self.progress,

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..contrast.contrast_set import ContrastSet
 from ..models.description import describe
+from ..support.progress import bar, quietable
 from .reader import Reader
 from .states import HiddenStates
 from .tokens import warn_of_cut
 
 
+@quietable
 def capture(
     model: nn.Module,
     tokenizer: Any,
@@ -68,10 +69,8 @@ def capture(
     )
     tokens, cut = reader.tokens(contrast)
     warn_of_cut(cut, len(contrast), max_length)
-    bar = tqdm(total=len(contrast), desc="capture", unit="example", delay=2, leave=False,
-               disable=not progress)  # fmt: skip
-    with bar:
-        states = reader.states(tokens, on_batch=bar.update)
+    with bar(len(contrast), "capture", progress, "example") as ticking:
+        states = reader.states(tokens, on_batch=ticking.update)
     return HiddenStates(
         states=states,
         labels=torch.tensor(contrast.labels, dtype=torch.int64, device="cpu"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import islice
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..contrast.contrast_set import ContrastSet
 from ..contrast.examples import Example
@@ -25,6 +23,7 @@ from ..contrast.stream import ContrastStream, InMemory, Source, Summary, parts
 from ..models.description import hidden_size
 from ..models.identity import identity
 from ..support.paths import local_path
+from ..support.progress import bar, note, quietable
 from ..support.ranks import Ranks
 from ..support.tensors import integers
 from ..support.writing import made_folder
@@ -40,6 +39,7 @@ from .tokens import warn_of_cut
 _TOLD_APART = 64  # examples whose tokens tell tokenizers apart
 
 
+@quietable
 def capture_to(
     folder: str | os.PathLike,
     model: nn.Module,
@@ -110,8 +110,7 @@ def capture_to(
             require_room(shards, missing)
             if anew:  # nothing refused it: a manifest without a reason would refuse the way out
                 shards.write_manifest()
-            if progress:
-                print(plan(shards, missing, team.count), file=sys.stderr)
+            note(plan(shards, missing, team.count), progress)
             return summary, shards.manifest, shards.with_digests, missing
 
         summary, manifest, with_digests, missing = ranks.first(begin)
@@ -154,13 +153,11 @@ def _make(
     """Capture and write the given shards; how many examples were cut."""
     manifest, cut = shards.manifest, 0
     name = "capture" if team.count == 1 else f"capture, 1 of {team.count} processes"
-    bar = tqdm(total=sum(map(manifest.count, mine)), desc=name, unit="example", delay=2,
-               leave=False, disable=not progress)  # fmt: skip
-    with bar:
+    with bar(sum(map(manifest.count, mine)), name, progress, "example") as ticking:
         for shard, examples in parts(source, manifest.shard_examples, set(mine)):
             first = shard * manifest.shard_examples
             tokens, shortened = reader.tokens(examples, first)
-            states = reader.states(tokens, bar.update, first)
+            states = reader.states(tokens, ticking.update, first)
             cut += shortened * team.writes
             if states.shape[2] != manifest.width:
                 raise ValueError(
