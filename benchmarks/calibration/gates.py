@@ -13,7 +13,7 @@ from benchmarks.registry import ByWork, Case, Gate, benchmark, called
 from expertsteer import demo
 from expertsteer.calibration.divergence import Divergence, neutral_texts
 from expertsteer.demo.run import at_one_price
-from expertsteer.evaluation.methods import DEFAULT
+from expertsteer.evaluation.methods import PAPER
 
 BUDGET, PASSES, TEXTS = 0.1, 12, 20
 
@@ -102,7 +102,7 @@ def SUBSETS(stack, subsets, texts=TEXTS) -> Case:
 @benchmark(
     "calibration.controls",
     gate=Gate("the default's verdict", 0.0, lambda found, phrase: phrase not in found, "of 1"),
-    smallest={"methods": (DEFAULT,), "random": 2},
+    smallest={"methods": (PAPER,), "random": 2},
 )
 def CONTROLS(stack, methods=None, random=None) -> Case:
     """A whole table of controls at equal price on the demo pair."""
@@ -114,5 +114,5 @@ def CONTROLS(stack, methods=None, random=None) -> Case:
         return made.comparison
 
     works = {"controls": work}
-    results = called(works, lambda comparison: comparison.verdict(DEFAULT))
+    results = called(works, lambda comparison: comparison.verdict(PAPER))
     return Case(works, expected="beats its controls", **results)

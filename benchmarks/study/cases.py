@@ -23,7 +23,7 @@ from expertsteer.calibration.calibrating import Searching
 from expertsteer.calibration.divergence import neutral_texts
 from expertsteer.evaluation.comparing import compare
 from expertsteer.evaluation.equal_price import EqualPrice
-from expertsteer.evaluation.methods import DEFAULT, METHODS, OWN
+from expertsteer.evaluation.methods import PAPER, METHODS, OWN
 from expertsteer.pairing.layer_pairs import LayerPairing
 from expertsteer.states.in_memory import capture
 from expertsteer.states.states import HiddenStates
@@ -157,7 +157,7 @@ def random_table(lab: Lab, cell: Cell) -> dict:
 
 def joint_table(lab: Lab, cell: Cell) -> dict:
     """All layers together and nothing else: what is steered where nobody chooses."""
-    return table(lab, cell, 1, (*OWN, DEFAULT), singles=False)
+    return table(lab, cell, 1, (*OWN, PAPER), singles=False)
 
 
 def pairs(lab: Lab, cell: Cell) -> dict:

@@ -19,7 +19,7 @@ from benchmarks.study.tables import (
     shown,
     sizes,
 )
-from expertsteer.evaluation.methods import DEFAULT, METHODS, OWN
+from expertsteer.evaluation.methods import PAPER, METHODS, OWN
 
 BEST_RANDOM = "best random direction"
 PRESENT = of_rule("lowest information")  # the default: Procrustes, RFM
@@ -49,12 +49,12 @@ def methods_table(cells: Cells, kind: str = "table", **budget: float) -> str:
 def controls_table(cells: Cells) -> str:
     """The default minus every control, paired by seed, one family of tests."""
     columns = sizes(cells, kind="table", task="demo")
-    controls = ["unsteered", BEST_RANDOM, *(name for name in METHODS if name != DEFAULT)]
+    controls = ["unsteered", BEST_RANDOM, *(name for name in METHODS if name != PAPER)]
     best = max(random_scores(cells, "demo"), default=float("nan"))
     found = {}
     for n in columns:
         group = select(cells, kind="table", task="demo", size=n)
-        default = over_seeds(group, of_method(DEFAULT))
+        default = over_seeds(group, of_method(PAPER))
         for control in controls:
             other = over_seeds(group, of_method(control))
             other = dict.fromkeys(default, best) if control == BEST_RANDOM else other
@@ -71,11 +71,11 @@ def together_table(cells: Cells) -> str:
     for n in columns:
         joint = select(cells, kind="joint", task="demo", size=n)
         choice = select(cells, kind="table", task="demo", size=n)
-        for name in (*OWN, DEFAULT):
+        for name in (*OWN, PAPER):
             value = of_method(name)
             found[name, n] = difference(over_seeds(joint, value), over_seeds(choice, value))
     title = "{} examples".format
-    return differences("all minus chosen", (*OWN, DEFAULT), columns, found, column_title=title)
+    return differences("all minus chosen", (*OWN, PAPER), columns, found, column_title=title)
 
 
 def alone_table(cells: Cells) -> str:
@@ -87,7 +87,7 @@ def alone_table(cells: Cells) -> str:
         ("the pair of highest information", "pairs", of_single("highest information")),
         ("a random pair", "pairs", of_single("random")),
         ("the pair of highest explained variance", "pairs", of_single(VARIANCE)),
-        ("all layers together, lowest information", "joint", of_method(DEFAULT)),
+        ("all layers together, lowest information", "joint", of_method(PAPER)),
         ("the layer that validation chooses, lowest information", "pairs", PRESENT),
     ):
         groups = [select(cells, kind=kind, task="demo", expert="bundled", size=n) for n in columns]

@@ -13,11 +13,11 @@ from benchmarks.study.tables import (
     select,
     sizes,
 )
-from expertsteer.evaluation.methods import DEFAULT
+from expertsteer.evaluation.methods import PAPER
 
 PICTURED = 200  # examples
 LINES = {
-    DEFAULT: ("expert: Procrustes, lowest pairs (default)", "tab:red", "o"),
+    PAPER: ("expert: Procrustes, lowest pairs", "tab:red", "o"),
     "expert: Procrustes, highest pairs": ("expert: Procrustes, highest pairs", "tab:orange", "v"),
     "expert: ridge": ("expert: ridge, lowest pairs", "tab:purple", "s"),
     "expert: bare auto-encoder": ("expert: bare auto-encoder", "tab:brown", "x"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.cli.evaluate import REPORT
+from expertsteer.cli.evaluate_input import REPORT
 from expertsteer.demo import checkpoint, world
 from helpers import HARNESS_TASKS
 from helpers.checkpoints import save
@@ -50,7 +50,7 @@ def arguments(files, *more, kind="choice", vectors=True):
 
 
 def test_expert_and_given_vectors_are_reported_together(files, tmp_path):
-    method = "expert: Procrustes, lowest pairs (default)"
+    method = "expert: Procrustes, lowest pairs"
     done = run(
         *arguments(files, "--expert", files / "expert", "--contrast", files / "contrast.jsonl"),
         *("--method", method, "--report", tmp_path / "out", "--pairs", 1, "--examples", 4),
@@ -204,3 +204,41 @@ def test_a_report_that_cannot_be_written_costs_no_figure(files, tmp_path, monkey
     done = run(*arguments(files), "--report", tmp_path / "report", "--json")
     assert done.returncode == 2 and "No space left" in done.stderr
     assert json.loads(done.stdout)["comparison"]["rows"]
+
+
+def test_layers_and_methods_choose_what_is_measured(files):
+    more = ("--contrast", files / "contrast.jsonl", "--curves", "none", "--json")
+    done = run(*arguments(files, *more, "--layers", "1", "--methods", "*mean*", "--random", 2))
+    assert done.returncode == 0, done.stderr
+    comparison = json.loads(done.stdout)["comparison"]
+    names = [row["name"] for row in comparison["rows"] if row["kind"] in ("own", "given")]
+    assert names == ["target's own mean difference", f"vectors {files / 'vectors'}"]
+    assert {tuple(row["layers"]) for row in comparison["rows"] if row["layers"]} == {(1,)}
+    wrong = run(*arguments(files, *more, "--methods", "*median*"))
+    assert wrong.returncode == 2 and "'*median*'" in wrong.stderr
+    assert "target's own mean difference" in wrong.stderr  # the way out
+    wrong = run(*arguments(files, *more, "--layers", "5-7"))
+    assert wrong.returncode == 2 and "--layers" in wrong.stderr and "(0, 1)" in wrong.stderr
+
+
+def test_neutral_texts_come_with_the_package(files):
+    given = [str(a) for a in arguments(files, "--curves", "none", "--json")]
+    at = given.index("--neutral")
+    done = run(*given[:at], *given[at + 2 :])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["settings"]["neutral"]["texts"] == len(es.NEUTRAL_TEXTS)
+
+
+def test_a_report_that_was_stopped_goes_on(files, tmp_path):
+    more = ("--contrast", files / "contrast.jsonl", "--report", tmp_path / "out", "--json")
+    first = run(*arguments(files, *more, "--max-minutes", 0))
+    assert first.returncode == 0, first.stderr
+    early = json.loads(first.stdout)["comparison"]
+    assert early["skipped"]["target's own RFM"] == "was not begun within max_minutes=0"
+    assert "evaluate:" not in first.stderr  # --json is quiet
+    second = run(*arguments(files, *more))
+    whole = json.loads(second.stdout)["comparison"]
+    rows = {row["name"]: row for row in whole["rows"]}
+    assert "target's own RFM" in rows and not set(whole["skipped"]) & set(rows)
+    again = json.loads(run(*arguments(files, *more)).stdout)["comparison"]
+    assert again["rows"] == whole["rows"]

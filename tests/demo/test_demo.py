@@ -11,7 +11,7 @@ from expertsteer.demo import train, world
 from expertsteer.demo.files import write_files
 from expertsteer.demo.run import run_demo
 from expertsteer.evaluation.comparison import PROMPT, UNSTEERED
-from expertsteer.evaluation.methods import ALIGNED, DEFAULT, OWN, SHUFFLED
+from expertsteer.evaluation.methods import ALIGNED, OWN, PAPER, SHUFFLED
 from expertsteer.models.scoring import choice_probabilities
 
 
@@ -127,12 +127,12 @@ def demonstrated(tmp_path_factory):
 def test_at_equal_price_the_default_beats_its_controls(demonstrated):
     comparison = demonstrated[0].comparison
     best = "random directions, best of 5"
-    assert "beats its controls" in comparison.verdict(DEFAULT)
+    assert "beats its controls" in comparison.verdict(PAPER)
     score = {row.name: row.score.mean for row in comparison.rows}
-    assert score[DEFAULT] >= score[best] + 0.2
+    assert score[PAPER] >= score[best] + 0.2
     for control in (SHUFFLED, "expert: bare auto-encoder"):
         assert "does NOT beat" in comparison.verdict(control)
-        assert score[DEFAULT] >= score[control] + 0.2
+        assert score[PAPER] >= score[control] + 0.2
     assert {UNSTEERED, best, PROMPT, *OWN, *ALIGNED} - set(score) == {"expert: identity"}
     assert list(comparison.skipped) == ["expert: identity"]  # the widths differ
     steered = [row for row in comparison.rows if row.strength is not None]
@@ -145,7 +145,7 @@ def test_at_equal_price_the_default_beats_its_controls(demonstrated):
 def test_the_demo_leaves_everything_behind(demonstrated):
     evaluation, folder = demonstrated
     saved = es.SteeringVectors.from_pretrained(folder / "vectors")
-    chosen = evaluation.comparison.row(DEFAULT)
+    chosen = evaluation.comparison.row(PAPER)
     assert saved.layers == chosen.layers
     assert saved.metadata["evaluation"][0]["verdict"] == evaluation.verdict
     model, _ = demo.load("target")
@@ -156,7 +156,7 @@ def test_the_demo_leaves_everything_behind(demonstrated):
     assert table["budget"] == 0.1
     assert [row["name"] for row in table["rows"]] == [r.name for r in evaluation.comparison.rows]
     assert [item["after"] for item in document["examples"]] == list(chosen.values)
-    assert {DEFAULT, SHUFFLED, *OWN} < document["curves"].keys()
+    assert {PAPER, SHUFFLED, *OWN} < document["curves"].keys()
     for picture in ("layer_pairs.png", "strength_curve.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -7,7 +7,7 @@ import torch
 
 import expertsteer as es
 from expertsteer.evaluation.comparison import PROMPT, UNSTEERED
-from expertsteer.evaluation.methods import DEFAULT, METHODS, SHUFFLED, Fitting, fit_methods
+from expertsteer.evaluation.methods import METHODS, PAPER, SHUFFLED, Fitting, fit_methods
 from expertsteer.evaluation.statistics import corrected, paired_test
 from expertsteer.models.scoring import mean_loss
 from expertsteer.reporting.terminal import comparison_table
@@ -62,7 +62,7 @@ def test_the_test_split_is_asked_once_for_each_reported_row(compared):
     assert [prompt for prompt in asked if prompt] == [comparison.row(PROMPT).prompt]
 
 
-@pytest.mark.parametrize("name", ["target's own mean difference", DEFAULT])
+@pytest.mark.parametrize("name", ["target's own mean difference", PAPER])
 def test_the_chosen_strength_costs_the_budget_and_gives_the_reported_score(world, compared, name):
     target, tokenizer, (own, expert, _) = world
     comparison, score = compared
@@ -124,7 +124,7 @@ def test_a_comparison_is_json_and_a_table(compared):
     comparison, _ = compared
     document = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert [row["name"] for row in document["rows"]] == [row.name for row in comparison.rows]
-    assert document["verdicts"][DEFAULT] == comparison.verdict(DEFAULT) and document["seed"] == 0
+    assert document["verdicts"][PAPER] == comparison.verdict(PAPER) and document["seed"] == 0
     assert comparison_table(comparison, "all").row_count == len(comparison.rows)
 
 
@@ -134,7 +134,7 @@ def test_captures_on_disk_are_compared_like_those_in_memory(world, tmp_path):
     for name, states in (("expert", expert), ("own", own)):
         states.save_pretrained(tmp_path / name)
         stored.append(es.HiddenStates.open(tmp_path / name))
-    methods = [SHUFFLED, DEFAULT, "target's own mean difference"]
+    methods = [SHUFFLED, PAPER, "target's own mean difference"]
     options = {"methods": methods, "random": 1, "budget": BUDGET, "progress": False}
     in_memory, on_disk = (
         es.compare(target, *sides, Scorer(target, tokenizer), NEUTRAL, tokenizer, **options)
@@ -145,7 +145,7 @@ def test_captures_on_disk_are_compared_like_those_in_memory(world, tmp_path):
 
 def test_a_list_of_layers_that_has_to_be_named_is_steered_where_it_is(world):
     target, tokenizer, (own, expert, _) = world
-    options = {"methods": [DEFAULT], "random": 1, "budget": BUDGET, "progress": False}
+    options = {"methods": [PAPER], "random": 1, "budget": BUDGET, "progress": False}
     plain = es.compare(
         target, expert, own, Scorer(target, tokenizer), NEUTRAL, tokenizer, **options
     )

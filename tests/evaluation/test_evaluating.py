@@ -13,7 +13,7 @@ from expertsteer.evaluation.comparing import compare
 from expertsteer.evaluation.comparison import UNSTEERED
 from expertsteer.evaluation.evaluating import GIVEN
 from expertsteer.evaluation.evaluation import Evaluation
-from expertsteer.evaluation.methods import DEFAULT, OWN
+from expertsteer.evaluation.methods import OWN, PAPER
 from expertsteer.models.scoring import mean_loss
 from helpers.divergence import one_by_one
 from helpers.equal_price import BUDGET, NEUTRAL
@@ -22,7 +22,7 @@ from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.transformers
 
-NAMES = ["target's own mean difference", "expert: Procrustes, validated pairs", DEFAULT]
+NAMES = ["target's own mean difference", "expert: Procrustes, validated pairs", PAPER]
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 
 
@@ -48,7 +48,7 @@ def evaluated(world):
         NEUTRAL,
         methods=NAMES,
         vectors={"mine": es.SteeringVectors({1: torch.ones(32)}, {1: 2.0})},
-        method=DEFAULT,
+        method=PAPER,
         budget=BUDGET,
         random=2,
         examples=9,
@@ -60,13 +60,13 @@ def evaluated(world):
 def test_the_comparison_is_that_of_compare(world, evaluated):
     target, tokenizer, (own, _, expert) = world
     on = TASK.on(target, tokenizer, progress=False)
-    options = {"methods": [DEFAULT], "random": 2, "budget": BUDGET, "progress": False}
+    options = {"methods": [PAPER], "random": 2, "budget": BUDGET, "progress": False}
     alone = compare(target, expert, own, on.score, NEUTRAL, tokenizer, **options)
-    for name in (UNSTEERED, "random directions, best of 2", DEFAULT):
+    for name in (UNSTEERED, "random directions, best of 2", PAPER):
         one, other = alone.row(name), evaluated.comparison.row(name)
         assert one.values == other.values and one.strength == other.strength
     assert {row.kind for row in evaluated.comparison.rows} >= {"none", "random", "own", "given"}
-    assert evaluated.verdict == evaluated.comparison.verdict(DEFAULT)
+    assert evaluated.verdict == evaluated.comparison.verdict(PAPER)
     assert evaluated.task == f"accuracy on {len(on.items['test'])} items of rows"
 
 
@@ -96,7 +96,7 @@ def test_a_point_of_a_curve_is_measured_as_it_says(world, evaluated):
 
 def test_examples_are_test_items_before_and_after(evaluated):
     before = evaluated.comparison.row(UNSTEERED).values
-    after = evaluated.comparison.row(DEFAULT).values
+    after = evaluated.comparison.row(PAPER).values
     counted = {"win": 0, "loss": 0, "tie": 0}
     for a, b in zip(before, after):
         counted["tie" if a == b else "win" if b > a else "loss"] += 1
@@ -219,10 +219,10 @@ def test_a_named_list_of_layers_reaches_every_part_of_an_evaluation(world):
     _, tokenizer, (own, _, expert) = world
     target = build("llama", layers=2).eval()
     target.model.spare = torch.nn.ModuleList(build("llama", layers=2).model.layers)
-    options = {"methods": [DEFAULT], "random": 1, "examples": 2, "progress": False}
+    options = {"methods": [PAPER], "random": 1, "examples": 2, "progress": False}
     arguments = (target, tokenizer, TASK, expert, own, NEUTRAL)
     made = es.evaluate(*arguments, decoder_layers="model.layers", **options)
-    assert made.curves[DEFAULT] and made.settings["target"]["num_layers"] == 2
+    assert made.curves[PAPER] and made.settings["target"]["num_layers"] == 2
     with pytest.raises(ValueError, match="decoder_layers=..."):
         es.evaluate(*arguments, **options)
 
@@ -245,7 +245,7 @@ def test_the_package_offers_both_by_name():
         ({}, "target must be the target's capture, or vectors"),
         ({"expert": "expert"}, "target must be the target's capture, or vectors"),
         ({"target": "own", "method": "magic"}, "method must be one of"),
-        ({"target": "own", "method": DEFAULT}, "was not measured, since it was not asked"),
+        ({"target": "own", "method": PAPER}, "was not measured, since it was not asked"),
         ({"target": "own", "examples": -1}, "examples must be"),
         ({"target": "own", "curves": "all"}, "curves must be True, False"),
         ({"target": "own", "curves": ["magic"]}, "curves must be True, False"),

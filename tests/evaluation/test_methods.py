@@ -5,9 +5,9 @@ import torch
 
 import expertsteer as es
 from expertsteer.evaluation.methods import (
-    DEFAULT,
     METHODS,
     OWN,
+    PAPER,
     Fitting,
     fit_methods,
     random_directions,
@@ -26,8 +26,8 @@ def test_methods_that_cannot_be_fitted_say_why(world):
     assert "effect" in missing["expert: Procrustes, validated pairs"]
     with pytest.raises(ValueError, match="methods must be some of"):
         fit_methods(fitting, ["magic"])
-    some, _ = fit_methods(fitting, [DEFAULT])
-    assert torch.equal(some[DEFAULT].vectors[0], fitted[DEFAULT].vectors[0])
+    some, _ = fit_methods(fitting, [PAPER])
+    assert torch.equal(some[PAPER].vectors[0], fitted[PAPER].vectors[0])
 
 
 def test_validated_pairs_are_those_with_the_largest_effect(world):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
+import time
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from ..support.console import SafeConsole
 from ..support.paths import local_path
 from . import options
-
-# What a report consists of; a folder with anything else in it is left alone.
-REPORT = ("evaluation.json", "index.html", "layer_pairs.png", "strength_curve.png", "table.md")
-
+from .evaluate_input import (
+    MEASURED,
+    matching,
+    only,
+    require_own_folder,
+    require_sources,
+    task_options,
+)
 
 TaskType = Literal["choice", "next-token", "generation", "perplexity"]
 Measure = Literal["kl", "perplexity_ratio"]
@@ -25,8 +31,12 @@ def evaluate(
     target: Annotated[str, typer.Option(help="Path or Hub id of the model to steer.")],
     task: Annotated[Path, typer.Option(help="jsonl task; see --task-type for its rows.")],
     neutral: Annotated[
-        Path, typer.Option(help="Texts, one a line, that steering should leave alone.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Texts, one a line, that steering should leave alone; by default a dozen short "
+            "English ones."
+        ),
+    ] = None,
     expert: Annotated[
         str | None, typer.Option(help="Path or Hub id of the model that knows.")
     ] = None,
@@ -43,7 +53,31 @@ def evaluate(
             "answer}; perplexity: {text}, or a .txt of one text a line."
         ),
     ] = "choice",
-    report: Annotated[Path | None, typer.Option(help="Folder for page, json and table.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for page, json and table. Results are kept there as they come, and the "
+            "same command goes on from them."
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Target layers that may be steered, for example 4,9-12; else all."),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Row of the table to measure, or a pattern such as 'expert*'; may be repeated. "
+            "By default all; the controls and --vectors always are."
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Begin nothing that would end later; the method of the verdict comes first.",
+        ),
+    ] = None,
     budget: Annotated[float, typer.Option(help="Divergence that steering may cost.")] = 0.1,
     measure: Annotated[
         Measure, typer.Option(help="kl: nats per token; perplexity_ratio: from 1 on.")
@@ -98,9 +132,11 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Measure what steering does to a task, beside every control, all at one price."""
+    from ..calibration.neutral import NEUTRAL_TEXTS
     from ..contrast.contrast_set import ContrastSet
     from ..evaluation.evaluating import evaluate as run
     from ..evaluation.harness import require_tasks
+    from ..evaluation.methods import METHODS
     from ..models.loading import load
     from ..reporting.page import write_report
     from ..reporting.terminal import print_evaluation
@@ -110,14 +146,18 @@ def evaluate(
     from ..vectors.vectors import SteeringVectors
 
     # Everything that can be wrong is read before a model is loaded.
-    _require_sources(expert, contrast, vectors)
+    started = time.perf_counter()
+    require_sources(expert, contrast, vectors)
+    wanted = None if methods is None else matching(methods, METHODS, method)
+    steerable = options.layers_of(layers)
     require_own_folder(report)
     if ":" in scoring and "" not in sys.path:
         sys.path.insert(0, "")  # a scoring function's file in this folder, as python -m finds it
-    loaded = load_task(task, task_type, **_task_options(task_type, locals()))
-    texts = options.lines("neutral", neutral)
+    loaded = load_task(task, task_type, **task_options(task_type, locals()))
+    texts = NEUTRAL_TEXTS if neutral is None else options.lines("neutral", neutral)
     tried = [] if prompts is None else options.lines("prompts", prompts)
     given = {f"vectors {name}": SteeringVectors.from_pretrained(name) for name in vectors or ()}
+    given = {name: only(one, steerable, name) for name, one in given.items()}
     harness = None
     if lm_eval_tasks is not None:
         names = [name.strip() for name in lm_eval_tasks.split(",") if name.strip()]
@@ -141,8 +181,12 @@ def evaluate(
         del network  # only its states are kept
     network, tokenizer = load(target, revision=target_revision, **loading)
     if examples_of is not None:
-        own = capture(network, tokenizer, examples_of, decoder_layers=target_layers, **reading)
-    result = run(
+        own = capture(
+            network, tokenizer, examples_of, layers=steerable, decoder_layers=target_layers,
+            **reading,
+        )  # fmt: skip
+    ask = partial(
+        run,
         network,
         tokenizer,
         loaded,
@@ -165,8 +209,19 @@ def evaluate(
         batch_size=batch_size,
         max_length=max_length,
         decoder_layers=target_layers,
+        methods=wanted,
+        max_minutes=None
+        if max_minutes is None
+        else max(0.0, max_minutes - (time.perf_counter() - started) / 60),
+        keep=None if report is None else local_path(report, "--report") / MEASURED,
         progress=not as_json,
     )
+    try:
+        result = ask()
+    except KeyboardInterrupt:
+        where = "the same command goes on from there" if report else "give --report to keep results"
+        print(f"stopped; {where}", file=sys.stderr)
+        raise
     # Before the report: a full disk must not cost what was measured.
     if as_json:
         options.print_json(finite(result.to_dict()))
@@ -175,50 +230,3 @@ def evaluate(
     page = None if report is None else write_report(result, report)
     if page is not None and not as_json:
         SafeConsole(soft_wrap=True).print(f"Report: {page}")
-
-
-def _require_sources(expert: str | None, contrast: Path | None, vectors: Any) -> None:
-    if expert is not None and contrast is None:
-        raise ValueError("--expert needs --contrast, the texts that its vectors are fitted on")
-    if contrast is None and not vectors:
-        raise ValueError(
-            "nothing to evaluate: give --expert and --contrast, --vectors, or --contrast for the "
-            "target's own vectors"
-        )
-
-
-def require_own_folder(folder: Path | None) -> None:
-    """A report replaces an earlier one, and nothing else.
-
-    Raises:
-        ValueError: the folder is a file, or holds what no report consists of.
-    """
-    if folder is None:
-        return
-    folder = local_path(folder, "--report")
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"--report: {folder} is a file; name a folder")
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in REPORT)
-    if foreign:
-        raise ValueError(
-            f"--report: {folder} holds {foreign[0]!r}, which is not of a report (and "
-            f"{len(foreign) - 1} more such); name an empty or a new folder"
-        )
-
-
-def _task_options(kind: TaskType, given: dict[str, Any]) -> dict[str, Any]:
-    """The options that the task has; one that was set for another task is refused."""
-    of = {
-        "normalize": ("choice", False),
-        "scoring": ("generation", "exact"),
-        "max_new_tokens": ("generation", 32),
-        "stop": ("generation", None),
-    }
-    for name, (owner, default) in of.items():
-        if owner is not kind and given[name] != default:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} belongs to --task-type {owner}, came with {kind}")
-    chosen = {name: given[name] for name, (owner, _) in of.items() if owner is kind}
-    return {name: value for name, value in chosen.items() if value is not None}

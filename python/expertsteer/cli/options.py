@@ -29,7 +29,7 @@ TrustRemoteCode = Annotated[
 LayersPath = Annotated[
     str | None, typer.Option(help="Path of the layer list, if it is not found by itself.")
 ]
-OnlyLayers = Annotated[str | None, typer.Option(help="Only these, for example 3,5,8.")]
+OnlyLayers = Annotated[str | None, typer.Option(help="Only these, for example 3,5,8-12.")]
 Columns = Annotated[
     str | None, typer.Option(help="Names in the file, for example positive=chosen,label=y.")
 ]
@@ -66,8 +66,17 @@ def integer(name: str, text: str) -> int:
 
 
 def layers_of(text: str | None) -> list[int] | None:
-    """``3,5,8`` as numbers; the error names the option."""
-    return None if text is None else [integer("layers", part) for part in text.split(",")]
+    """``3,5,8-10`` as numbers; the error names the option."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [integer("layers", first), integer("layers", last if dash else first)]
+        if ends[1] < ends[0]:
+            raise ValueError(f"layers: a range goes from its lower to its higher, came {part!r}")
+        found += range(ends[0], ends[1] + 1)
+    return list(dict.fromkeys(found))
 
 
 def position_of(text: str) -> str | int:

@@ -21,7 +21,7 @@ from ..evaluation.comparing import Compared, compared
 from ..evaluation.comparison import Comparison
 from ..evaluation.curves import strength_curves
 from ..evaluation.evaluation import Evaluation
-from ..evaluation.methods import DEFAULT, OWN, SHUFFLED
+from ..evaluation.methods import OWN, PAPER, SHUFFLED
 from ..models.scoring import mean_loss
 from ..reporting.charts import can_plot, picture
 from ..reporting.curve import chosen_points, draw_curve
@@ -42,7 +42,7 @@ NEUTRAL_TEXTS = 40
 RANDOM_DIRECTIONS = 5
 SHOTS = (1, 2, 4, 8)
 # Methods with a strength curve, beside the best random direction.
-DRAWN = (DEFAULT, SHUFFLED, "expert: bare auto-encoder", *OWN)
+DRAWN = (PAPER, SHUFFLED, "expert: bare auto-encoder", *OWN)
 
 
 def run_demo(
@@ -65,7 +65,7 @@ def run_demo(
     with one_thread():
         made, on = at_one_price(seed, quiet=quiet)
         evaluation = _evaluation(made, on, quiet)
-    chosen = made.equal_price.chosen[DEFAULT].vectors
+    chosen = made.equal_price.chosen[PAPER].vectors
     chosen.with_evaluation(evaluation).save_pretrained(out / "vectors")
     if plot:
         points = chosen_points(evaluation)
@@ -138,13 +138,13 @@ def few_shots() -> list[str]:
 def _evaluation(made: Compared, on: TaskOnModel, quiet: bool) -> Evaluation:
     comparison, count = made.comparison, len(on.items["test"])
     names = [*DRAWN, next(row.name for row in comparison.rows if "best of" in row.name)]
-    answered, outcomes = answered_items(on, made, DEFAULT, count)
+    answered, outcomes = answered_items(on, made, PAPER, count)
     return Evaluation(
         TASK.format(count),
-        DEFAULT,
+        PAPER,
         comparison,
         strength_curves(made.equal_price, comparison, names, progress=not quiet),
-        made.fitting.pairings[DEFAULT],
+        made.fitting.pairings[PAPER],
         tuple(answered),
         outcomes=outcomes,
     )
@@ -152,7 +152,7 @@ def _evaluation(made: Compared, on: TaskOnModel, quiet: bool) -> Evaluation:
 
 def _print(evaluation: Evaluation, out: Path, took: float) -> None:
     console, comparison = wide_console(), evaluation.comparison
-    console.print(comparison_table(comparison, evaluation.task, DEFAULT))
+    console.print(comparison_table(comparison, evaluation.task, PAPER))
     console.print(_random_scores(comparison))
     for sentence in skipped_lines(comparison):
         console.print(sentence)

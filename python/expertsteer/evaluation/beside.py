@@ -21,7 +21,7 @@ from ..vectors.vectors import SteeringVectors
 from .comparing import Compared
 from .evaluation import Answered
 from .harness import evaluate_lm_eval
-from .methods import DEFAULT, PAIRED
+from .methods import PAIRED, PAPER
 
 
 def answered_items(
@@ -55,7 +55,7 @@ def answered_items(
 def measured_pairing(made: Compared, name: str) -> LayerPairing | None:
     """The method's pairs, with every effect that was measured of any."""
     pairings = made.fitting.pairings
-    pairing = pairings.get(name, pairings.get(DEFAULT))
+    pairing = pairings.get(name, pairings.get(PAPER))
     effects = tuple(dict.fromkeys(e for p in pairings.values() for e in p.effects))
     return pairing if pairing is None else replace(pairing, effects=effects)
 
@@ -66,7 +66,7 @@ def fit_health(
     """Of the fit behind the method, as json values; empty where nothing is known of it."""
     if name in given:
         return dict(given[name].metadata.get(HEALTH_KEY, {}))
-    if name not in (DEFAULT, *PAIRED):
+    if name not in (PAPER, *PAIRED):
         return {}
     fitting = made.fitting
     expert, target = fitting.expert, fitting.target

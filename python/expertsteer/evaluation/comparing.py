@@ -6,13 +6,11 @@ what is reported comes from the test split and from the other half.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from ..calibration.calibrating import PASSES, BudgetError, Searching, checked_budget
@@ -21,20 +19,21 @@ from ..rfm import RFM
 from ..states.same_examples import require_same_examples
 from ..states.states import Captured
 from ..support.numbers import setting
-from ..support.progress import progress as shown
+from ..support.progress import quietable
 from ..vectors.vectors import SteeringVectors
 from .comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
+from .controls import random_jobs, score_of, summary, tested
 from .equal_price import EqualPrice, Score
 from .methods import (
-    DEFAULT,
     METHODS,
+    PAPER,
     SHUFFLED,
     Fitting,
     fit_methods,
-    random_directions,
-    random_like,
+    missing,
 )
-from .statistics import bootstrap_interval, corrected, paired_test
+from .pair_effect import PairEffect
+from .session import Job, Session
 
 
 class Compared(NamedTuple):
@@ -47,6 +46,7 @@ class Compared(NamedTuple):
     effect_passes: int  # over the neutral texts, for the pairs whose effect was measured
 
 
+@quietable
 def compare(
     model: nn.Module,
     expert: Captured | None,
@@ -121,19 +121,19 @@ def compare(
     return _compared(**locals()).comparison
 
 
-def compared(*arguments: Any, **options: Any) -> Compared:
-    """`compare`, with what it was made from."""
+def compared(*arguments: Any, session: Session | None = None, **options: Any) -> Compared:
+    """`compare`, with what it was made from, in a `Session`."""
     bound = signature(compare).bind(*arguments, **options)
     bound.apply_defaults()
-    return _compared(**bound.arguments)
+    return _compared(**bound.arguments, session=session)
 
 
 def _compared(
     model, expert, target, score, neutral, tokenizer, *, budget, measure, methods, vectors, random,
     prompts, prices, layers, pairs, shortlist, rfm, seed, start, batch_size, max_length,
-    decoder_layers, progress,
+    decoder_layers, progress, session=None,
 ) -> Compared:  # fmt: skip
-    started, vectors = time.perf_counter(), dict(vectors or {})
+    session, vectors = session or Session(progress=progress), dict(vectors or {})
     known = _steerable(expert, target, vectors)
     _require_counts(neutral, random, prompts, tokenizer)
     limit, least = checked_budget(budget, measure), 1 if measure == "kl" else 2
@@ -144,44 +144,55 @@ def _compared(
     equal_price = EqualPrice(
         model, score, measure, *halves, searching, batch_size, dict(prices or {})
     )
-    subsets, effect_passes = _subsets(known, layers), 0
-    before_steering = equal_price.rank("validation")
-
-    def effect(vectors: SteeringVectors) -> float:
-        nonlocal effect_passes
-        before = equal_price.calibrating.passes
-        chosen = equal_price.choose([vectors], [vectors.layers])
-        effect_passes += equal_price.calibrating.passes - before
-        if chosen is None:  # no strength meets the budget
-            return 0.0
-        gain, tie = (a - b for a, b in zip(chosen.rank, before_steering))
-        return gain + 1e-6 * tie
-
+    subsets = _subsets(known, layers)
+    unsteered = session.row(UNSTEERED, equal_price.unsteered)
+    effect = PairEffect(equal_price, session.kept)
     count = len(known) if pairs is None else pairs
     fitting = Fitting(expert, target, count, rfm, seed, effect, shortlist)
-    fitted, skipped = fit_methods(fitting, methods)
-    rows, tried = [], []
-    for i in shown(range(random), "random directions", progress):
-        drawn = _random(target, vectors, 1000 * seed + i)
-        row = equal_price.row(f"random direction {i}", "random", [drawn, -drawn], subsets)
-        tried += [] if row is None else [row]
+    skipped, fitted = _missing(fitting, methods, vectors), {}
+
+    def fit(name: str) -> list[SteeringVectors]:
+        fitted.update(fit_methods(fitting, [name])[0])
+        return [fitted[name]]
+
+    wanted = [n for n in METHODS if n not in skipped and (methods is None or n in methods)]
+    jobs = random_jobs(target, vectors, random, seed, len(subsets))
+    jobs += [
+        Job(name, _kind(name), partial(fit, name), fitting.searched(name) + len(subsets),
+            needed=name == session.first)
+        for name in wanted
+    ]  # fmt: skip
+    jobs += [
+        Job(name, "given", lambda one=one: [one], len(subsets), needed=name == session.first)
+        for name, one in vectors.items()
+    ]
+    found: dict[str, ComparisonRow] = {}
+    for job, row, why in session.rows(jobs, equal_price, subsets):
+        found |= {} if row is None else {job.name: row}
+        if row is None and (job.kind != "random" or why == session.late()):
+            skipped[job.name] = why
+    tried = [found[job.name] for job in jobs if job.kind == "random" and job.name in found]
     if not tried:
         raise BudgetError(f"budget={setting(budget)} is met by no random direction; raise it")
-    for name, one in shown((fitted | vectors).items(), "methods", progress):
-        row = equal_price.row(name, "given" if name in vectors else _kind(name), [one], subsets)
-        if row is None:
-            skipped[name] = "no strength meets the budget at any layers"
-        else:
-            rows.append(row)
+    rows = [found[job.name] for job in jobs if job.kind != "random" and job.name in found]
     if prompts:
-        rows.append(equal_price.prompt_row(prompts, neutral, tokenizer, budget))
-    average, best = _summary(tried)
-    equal_price.chosen[best.name] = equal_price.chosen[max(tried, key=_score).name]
-    controls = [equal_price.unsteered(), average, best]
-    tested = _tested(rows, controls[0], best, seed)
-    seconds = time.perf_counter() - started
-    made = Comparison((*controls, *tested), tuple(tried), skipped, budget, measure, seed, seconds)
-    return Compared(made, equal_price, fitting, fitted, effect_passes)
+        ask = partial(equal_price.prompt_row, prompts, neutral, tokenizer, budget)
+        rows.append(session.row(PROMPT, ask))
+    average, best = summary(tried)
+    equal_price.chosen[best.name] = equal_price.chosen[max(tried, key=score_of).name]
+    controls = [unsteered, average, best]
+    rows = tested(rows, unsteered, best, seed)
+    made = Comparison(
+        (*controls, *rows), tuple(tried), skipped, budget, measure, seed, session.seconds
+    )
+    return Compared(made, equal_price, fitting, fitted, effect.passes)
+
+
+def _missing(
+    fitting: Fitting, methods: Sequence[str] | None, vectors: Mapping[str, SteeringVectors]
+) -> dict[str, str]:
+    """Why methods cannot be fitted; none have to be where there are vectors."""
+    return {} if vectors and methods is not None and not methods else missing(fitting, methods)
 
 
 def _steerable(
@@ -205,62 +216,10 @@ def _steerable(
     return tuple(sorted(layers)) if target is None else target.layers
 
 
-def _random(
-    target: Captured | None, vectors: dict[str, SteeringVectors], seed: int
-) -> SteeringVectors:
-    if target is not None:
-        return random_directions(target, seed)
-    widest = max(vectors.values(), key=lambda one: len(one.layers))
-    return random_like(widest, seed)
-
-
-def _score(row: ComparisonRow) -> float:
-    return row.score.mean
-
-
-def _summary(tried: list[ComparisonRow]) -> list[ComparisonRow]:
-    """Random directions together: their mean over every item, and the best on the test split."""
-    rows = [row.values for row in tried]
-    values = torch.tensor(rows, dtype=torch.float64, device="cpu").mean(dim=0)
-    count = len(tried)
-
-    def mean(numbers: Sequence[float]) -> float:
-        return sum(numbers) / count
-
-    average = ComparisonRow(
-        f"random directions, mean of {count}",
-        "random",
-        bootstrap_interval(values),
-        tuple(values.tolist()),
-        mean([row.divergence for row in tried]),
-        prices={n: mean([row.prices[n] for row in tried]) for n in tried[0].prices},
-        validation=mean([row.validation for row in tried]),
-        tried=sum(row.tried for row in tried),
-        passes=sum(row.passes for row in tried),
-    )
-    best = max(tried, key=_score)
-    return [average, replace(best, name=f"random directions, best of {count}")]
-
-
-def _tested(
-    rows: list[ComparisonRow], unsteered: ComparisonRow, best: ComparisonRow, seed: int
-) -> list[ComparisonRow]:
-    controls = (unsteered, best)
-    tests = {
-        (row.name, control.name): paired_test(row.values, control.values, seed=seed)
-        for row in rows
-        for control in controls
-    }
-    tests = corrected(tests)
-    return [
-        replace(row, against={c.name: tests[row.name, c.name] for c in controls}) for row in rows
-    ]
-
-
 def _kind(name: str) -> str:
     if name == SHUFFLED:
         return "control"
-    return "expert" if name.startswith("expert") or name == DEFAULT else "own"
+    return "expert" if name.startswith("expert") or name == PAPER else "own"
 
 
 def _subsets(layers: tuple[int, ...], given: Any) -> list[tuple[int, ...]]:

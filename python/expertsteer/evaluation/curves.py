@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
+from ..support.numbers import setting
 from ..support.progress import progress as shown
+from ..support.telling import tell
 from .comparison import UNSTEERED, Comparison, ComparisonRow
 from .equal_price import Chosen, EqualPrice
 from .evaluation import CurvePoint
+from .session import Session
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 
@@ -19,6 +23,7 @@ def strength_curves(
     names: Sequence[str] | None = None,
     fractions: Sequence[float] = FRACTIONS,
     progress: bool = True,
+    session: Session | None = None,
 ) -> dict[str, tuple[CurvePoint, ...]]:
     """By row, its divergence on the reported neutral texts and its score on the test items.
 
@@ -26,16 +31,31 @@ def strength_curves(
         names: of the rows, by default all that steer at one setting.
         fractions: of the calibrated strength, 0 and 1 among them; what the comparison measured
             at these is taken from it. A strength at which the outputs are not finite is left out.
+        session: of the comparison; its first row's curve is drawn first, others while there is
+            time, and what is kept is not measured again.
+
+    Warns:
+        UserWarning: curves for which there was no time.
     """
+    session = session or Session()
     rows = [row for row in comparison.rows if row.name in equal_price.chosen]
     rows = [row for row in rows if names is None or row.name in names]
-    unsteered = comparison.row(UNSTEERED)
-    return {
-        row.name: tuple(
-            _points(equal_price, equal_price.chosen[row.name], row, unsteered, fractions)
-        )
-        for row in shown(rows, "strength curves", progress)
-    }
+    ordered = sorted(rows, key=lambda row: row.name != session.first)
+    unsteered, drawn, late = comparison.row(UNSTEERED), {}, []
+    for row in shown(ordered, "strength curves", progress):
+        known, began = session.kept.get("curve", row.name), time.perf_counter()
+        if known is None and not session.allows(session.curve_seconds(), row.name == session.first):
+            late.append(row.name)
+            continue
+        if known is None:
+            chosen = equal_price.chosen[row.name]
+            known = [list(p) for p in _points(equal_price, chosen, row, unsteered, fractions)]
+            session.kept.put("curve", row.name, known, time.perf_counter() - began)
+        drawn[row.name] = tuple(CurvePoint(*point) for point in known)
+    if late:
+        minutes = setting(session.max_minutes)
+        tell(f"no strength curve of {', '.join(late)}: max_minutes={minutes} was over")
+    return {row.name: drawn[row.name] for row in rows if row.name in drawn}
 
 
 def _points(

@@ -39,6 +39,7 @@ class EqualPrice:
 
     Attributes:
         chosen: what validation chose for each method that has a row.
+        on_setting: called whenever a strength was searched for and validated.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class EqualPrice:
     batch_size: int
     prices: dict[str, Callable[[str], float]]
     chosen: dict[str, Chosen] = field(default_factory=dict)
+    on_setting: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         groups = self.searching.per_round
@@ -72,17 +74,26 @@ class EqualPrice:
                 if not set(subset) <= set(variant.layers):
                     continue
                 vectors = variant.select(subset)
-                try:
-                    strength = calibrated(self.calibrating, vectors, self.searching).strength
-                except BudgetError:
+                found = self._validated(vectors)
+                if self.on_setting is not None:
+                    self.on_setting()
+                if found is None:
                     continue
+                strength, rank = found
                 tried += 1
-                with self.attached(vectors, strength=strength):
-                    rank = self.rank("validation")
                 if best is None or rank > best.rank:
                     best = Chosen(rank, vectors, strength, -1 if place else 1, 0, 0)
         passes = self.calibrating.passes - before
         return None if best is None else replace(best, tried=tried, passes=passes)
+
+    def _validated(self, vectors: SteeringVectors) -> tuple[float, tuple[float, float]] | None:
+        """The strength at the budget and what it gives on validation, where there is one."""
+        try:
+            strength = calibrated(self.calibrating, vectors, self.searching).strength
+        except BudgetError:
+            return None
+        with self.attached(vectors, strength=strength):
+            return strength, self.rank("validation")
 
     def row(
         self,

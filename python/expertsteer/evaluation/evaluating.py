@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..calibration.calibrating import BudgetError
 from ..rfm import RFM
 from ..states.states import Captured
 from ..support.numbers import setting
+from ..support.progress import quietable
 from ..tasks import Perplexity, Task, TaskOnModel
 from ..vectors.vectors import SteeringVectors
 from .beside import (
@@ -26,13 +28,16 @@ from .comparison import PROMPT
 from .curves import strength_curves
 from .evaluation import Evaluation
 from .harness import require_tasks
-from .methods import DEFAULT, METHODS, OWN
-from .provenance import neutral_excluded, provenance
+from .kept import kept_in
+from .methods import METHODS, OWN, PAPER
+from .provenance import about_task, neutral_excluded, provenance
+from .session import Session
 
 GIVEN = "given vectors"
 EXAMPLES = 30
 
 
+@quietable
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
@@ -62,6 +67,8 @@ def evaluate(
     batch_size: int = 32,
     max_length: int | None = None,
     decoder_layers: str | None = None,
+    max_minutes: float | None = None,
+    keep: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure what steering does to a task, against every control, all at one divergence budget.
@@ -95,6 +102,12 @@ def evaluate(
             carry, or what `expertsteer.health` says of the expert's vectors with Procrustes.
         settings: what else should be told of the run, json values, such as the command.
         batch_size: sequences per forward pass of the task; `compare` has twice as many.
+        max_minutes: no row and no curve is begun that would probably end later; the unsteered
+            model, one random direction and the method of the verdict are measured in any case,
+            and that method first. What is missing is told (``comparison.skipped``).
+        keep: a file of json lines that every result is written to at once, and that the same call
+            takes them from: a stopped evaluation goes on. Results of other models, captures,
+            texts or options in it are not touched.
         budget, measure, methods, random, prompts, layers, pairs, shortlist, rfm: see `compare`.
         seed, max_length, decoder_layers, progress: see `compare`.
 
@@ -112,6 +125,16 @@ def evaluate(
     if isinstance(task, Task):
         options = {"seed": seed, "batch_size": batch_size, "max_length": max_length}
         on = task.on(model, tokenizer, validation=validation, progress=progress, **options)
+    wanted = (None if curves else ()) if isinstance(curves, bool) else curves
+    decisive = (budget, measure, pairs, shortlist, rfm, seed, batch_size, max_length, layers,
+                validation, list(prompts), list(neutral), about_task(on))  # fmt: skip
+    session = Session(
+        max_minutes,
+        _likely(method, named, expert, target, methods),
+        kept_in(keep, model, (expert, target), named, decisive),
+        1 if wanted == "method" else None if wanted is None else len(wanted),
+        progress,
+    )
     made = compared(
         model,
         expert,
@@ -137,12 +160,14 @@ def evaluate(
         max_length=max_length,
         decoder_layers=decoder_layers,
         progress=progress,
+        session=session,
     )
     name = _method(made, method, named)
     answered, outcomes = answered_items(on, made, name, examples)
-    wanted = (None if curves else ()) if isinstance(curves, bool) else curves
     wanted = [name] if wanted == "method" else wanted
-    drawn = strength_curves(made.equal_price, made.comparison, wanted, progress=progress)
+    drawn = strength_curves(
+        made.equal_price, made.comparison, wanted, progress=progress, session=session
+    )
     return Evaluation(
         task=on.title,
         method=name,
@@ -161,10 +186,26 @@ def evaluate(
     )
 
 
+def _likely(
+    wanted: str | None,
+    given: Mapping[str, SteeringVectors],
+    expert: Captured | None,
+    target: Captured | None,
+    methods: Sequence[str] | None,
+) -> str | None:
+    """The row that the verdict will be about, unless no strength of it meets the budget."""
+    if wanted is not None:
+        return wanted
+    fitted = (PAPER,) if expert is not None else ()
+    fitted += tuple(OWN) if target is not None else ()
+    listed = (*given, *(name for name in fitted if methods is None or name in methods))
+    return next(iter(listed), None)
+
+
 def _method(made: Compared, wanted: str | None, given: Mapping[str, SteeringVectors]) -> str:
     rows = [row.name for row in made.comparison.rows if row.against]
     skipped = made.comparison.skipped
-    for name in (*given, DEFAULT, *OWN, *rows) if wanted is None else (wanted,):
+    for name in (*given, PAPER, *OWN, *rows) if wanted is None else (wanted,):
         if name in rows:
             return name
         if _unmet(skipped, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +13,7 @@ from ..alignment.aligning import align
 from ..alignment.alignment import Alignment
 from ..fitting.fitting import fit_vectors
 from ..pairing.information import mutual_information
-from ..pairing.layer_pairs import LayerPairing
+from ..pairing.layer_pairs import LayerPairing, MutualInformation
 from ..pairing.rules import Effect, pair_layers
 from ..rfm import RFM
 from ..states.states import Captured
@@ -36,8 +37,8 @@ PAIRED = {
     "expert: Procrustes, random pairs": "random",
     "expert: Procrustes, validated pairs": "validated",
 }
-DEFAULT = "expert: Procrustes, lowest pairs (default)"
-METHODS = (*OWN, SHUFFLED, *ALIGNED, *PAIRED, DEFAULT)
+PAPER = "expert: Procrustes, lowest pairs"
+METHODS = (*OWN, SHUFFLED, *ALIGNED, *PAIRED, PAPER)
 SHORTLIST = 24  # pairs whose effect is measured for the validated ones, unless more are steered
 
 PairEffect = Callable[[SteeringVectors], float]
@@ -66,6 +67,24 @@ class Fitting:
     shortlist: int | None = None
     pairings: dict[str, LayerPairing] = field(default_factory=dict)
 
+    @cached_property
+    def information(self) -> MutualInformation:
+        return mutual_information(self.expert, self.target)
+
+    @cached_property
+    def procrustes(self) -> Alignment:
+        """The default alignment, of all layers."""
+        return align(self.expert, self.target)
+
+    @property
+    def listed(self) -> int:
+        """Pairs whose effect is measured for the validated ones."""
+        return self.shortlist or max(self.pairs, min(3 * self.pairs, SHORTLIST))
+
+    def searched(self, name: str) -> int:
+        """Strengths that have to be found to fit a method."""
+        return self.listed if PAIRED.get(name) == "validated" else 0
+
     def vectors(
         self, alignment: Alignment, pairing: LayerPairing, method: str = "rfm", **states
     ) -> SteeringVectors:
@@ -85,14 +104,20 @@ def fit_methods(
     Raises:
         ValueError: an unknown method; what the fits raise.
     """
+    reasons = missing(fitting, methods)
+    wanted = METHODS if methods is None else methods
+    wanted = [name for name in METHODS if name in wanted and name not in reasons]
+    fitted = {name: _own(fitting, OWN[name]) for name in wanted if name in OWN}
+    return fitted | _experts(fitting, [name for name in wanted if name not in OWN]), reasons
+
+
+def missing(fitting: Fitting, methods: Sequence[str] | None = None) -> dict[str, str]:
+    """Why methods cannot be fitted, by name, of those that are wanted; see `fit_methods`."""
     wanted = tuple(METHODS if methods is None else methods)
     unknown = [name for name in wanted if name not in METHODS]
     if unknown or not wanted:
         raise ValueError(f"methods must be some of {METHODS}, came {unknown or wanted}")
-    missing = {name: reason for name in wanted if (reason := _why_not(name, fitting))}
-    wanted = [name for name in METHODS if name in wanted and name not in missing]
-    fitted = {name: _own(fitting, OWN[name]) for name in wanted if name in OWN}
-    return fitted | _experts(fitting, [name for name in wanted if name not in OWN]), missing
+    return {name: reason for name in wanted if (reason := _why_not(name, fitting))}
 
 
 def random_directions(target: Captured, seed: int) -> SteeringVectors:
@@ -136,17 +161,15 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
     if not names:
         return {}
     expert, target = fitting.expert, fitting.target
-    information = mutual_information(expert, target)
 
     def paired(rule: str, effect: Effect | None = None) -> LayerPairing:
         axes = {"expert_layers": expert.layers, "target_layers": target.layers}
         options = {"effect": effect, "seed": fitting.seed}
         if effect is not None:
-            bounded = max(fitting.pairs, min(3 * fitting.pairs, SHORTLIST))
-            options["shortlist"] = fitting.shortlist or bounded
-        return pair_layers(information, fitting.pairs, rule, **axes, **options)
+            options["shortlist"] = fitting.listed
+        return pair_layers(fitting.information, fitting.pairs, rule, **axes, **options)
 
-    lowest, procrustes = paired("lowest"), align(expert, target)
+    lowest, procrustes = paired("lowest"), fitting.procrustes
 
     def effect(expert_layer: int, target_layer: int) -> float:
         pair = LayerPairing(((expert_layer, target_layer, float("nan")),))
@@ -161,7 +184,9 @@ def _experts(fitting: Fitting, names: Sequence[str]) -> dict[str, SteeringVector
             mixed = {side: s.relabelled(s.labels[order]) for side, s in mixed.items()}
             fitted[name] = fitting.vectors(procrustes, lowest, **mixed)
         elif name in ALIGNED:
-            fitted[name] = fitting.vectors(align(expert, target, **ALIGNED[name]), lowest)
+            fitted[name] = fitting.vectors(
+                align(expert, target, **ALIGNED[name], pairing=lowest), lowest
+            )
         elif name in PAIRED:
             measured = effect if PAIRED[name] == "validated" else None
             pairings[name] = paired(PAIRED[name], measured)

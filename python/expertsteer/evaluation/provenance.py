@@ -66,6 +66,11 @@ def provenance(
     }
 
 
+def about_task(on: TaskOnModel) -> dict[str, Any]:
+    """Everything that decides a task's scores."""
+    return {"type": type(on.task).__name__, "options": _options(on.task), "items": on.items}
+
+
 def _options(task: Task) -> dict[str, Any]:
     """How the task scores, as far as json can hold it."""
     named = {f.name: getattr(task, f.name) for f in fields(task)}

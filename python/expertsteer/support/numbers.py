@@ -112,6 +112,14 @@ def seconds(value: float) -> str:
     return f"{value:.0f} s"
 
 
+def duration(value: float) -> str:
+    """Seconds in the unit that a person would say: ``40 s``, ``12 min``, ``1 h 20 min``."""
+    if value < 90:
+        return seconds(value)
+    minutes = round(value / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def unit(measure: str) -> str:
     """What a price of that measure is in."""
     return "nats per token" if measure == "kl" else "perplexity ratio"
