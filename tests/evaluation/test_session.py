@@ -138,10 +138,9 @@ def test_an_estimate_counts_what_is_left(monkeypatch):
 
     session, clock = Session(max_minutes=1), [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: session.started + clock[0])
-    session._began, session.pass_seconds = session.started, 2.0
-    clock[0] = 10.0
+    session.pass_seconds, clock[0] = 2.0, 10.0
     with progress.bars(False):
-        session._ticked(progress.bar(1, "", False), [], [()])
+        session._ticked(progress.bar(1, "", False), [], 1, 10.0)
     jobs = [Job("a", "own", list, 3), Job("b", "own", list, 1)]
     # four settings of ten seconds, and for each row a test pass and one over the neutral texts
     assert session._expected(jobs) == pytest.approx(4 * 10 + 2 * (2 + 2))

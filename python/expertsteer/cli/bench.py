@@ -49,7 +49,7 @@ def bench(
         model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     counts = {"batch": batch, "prompt": prompt, "tokens": tokens, "rounds": rounds, "seed": seed}
-    costs = run(network, loaded, **counts, decoder_layers=decoder_layers, show_progress=not as_json)
+    costs = run(network, loaded, **counts, decoder_layers=decoder_layers)
     if as_json:
         where = {"model": model, "device": str(network.device), "dtype": str(network.dtype)}
         options.print_json(where | counts | {"ways": [cost.to_dict() for cost in costs]})

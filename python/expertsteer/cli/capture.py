@@ -69,7 +69,6 @@ def capture(
             max_length=max_length,
             decoder_layers=decoder_layers,
             shard_examples=shard_examples,
-            progress=not as_json,
         )
         if ranks.rank == 0:
             _show(stored, out, as_json)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +14,7 @@ from ..support.paths import local_path
 from . import options
 from .evaluate_input import (
     MEASURED,
+    how_to_go_on,
     matching,
     only,
     require_own_folder,
@@ -169,7 +169,6 @@ def evaluate(
         "position": options.position_of(position),
         "batch_size": batch_size,
         "max_length": max_length,
-        "progress": not as_json,
     }
     loading = {"device": device, "dtype": options.torch_dtype(dtype)}
     loading["trust_remote_code"] = trust_remote_code
@@ -185,43 +184,36 @@ def evaluate(
             network, tokenizer, examples_of, layers=steerable, decoder_layers=target_layers,
             **reading,
         )  # fmt: skip
-    ask = partial(
-        run,
-        network,
-        tokenizer,
-        loaded,
-        knowing,
-        own,
-        texts,
-        vectors=given,
-        method=method,
-        budget=budget,
-        measure=measure,
-        random=random,
-        prompts=[line + "\n" for line in tried],
-        pairs=pairs,
-        validation=validation,
-        curves={"all": True, "none": False}.get(curves, "method"),
-        examples=examples,
-        lm_eval=harness,
-        settings={"command": ["expertsteer", *sys.argv[1:]]},
-        seed=seed,
-        batch_size=batch_size,
-        max_length=max_length,
-        decoder_layers=target_layers,
-        methods=wanted,
-        max_minutes=None
-        if max_minutes is None
-        else max(0.0, max_minutes - (time.perf_counter() - started) / 60),
-        keep=None if report is None else local_path(report, "--report") / MEASURED,
-        progress=not as_json,
-    )
-    try:
-        result = ask()
-    except KeyboardInterrupt:
-        where = "the same command goes on from there" if report else "give --report to keep results"
-        print(f"stopped; {where}", file=sys.stderr)
-        raise
+    with how_to_go_on(report):
+        result = run(
+            network,
+            tokenizer,
+            loaded,
+            knowing,
+            own,
+            texts,
+            vectors=given,
+            method=method,
+            budget=budget,
+            measure=measure,
+            random=random,
+            prompts=[line + "\n" for line in tried],
+            pairs=pairs,
+            validation=validation,
+            curves={"all": True, "none": False}.get(curves, "method"),
+            examples=examples,
+            lm_eval=harness,
+            settings={"command": ["expertsteer", *sys.argv[1:]]},
+            seed=seed,
+            batch_size=batch_size,
+            max_length=max_length,
+            decoder_layers=target_layers,
+            methods=wanted,
+            max_minutes=None
+            if max_minutes is None
+            else max(0.0, max_minutes - (time.perf_counter() - started) / 60),
+            keep=None if report is None else local_path(report, "--report") / MEASURED,
+        )
     # Before the report: a full disk must not cost what was measured.
     if as_json:
         options.print_json(finite(result.to_dict()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,17 @@ def only(vectors: Any, layers: list[int] | None, name: str) -> Any:
     if not kept:
         raise ValueError(f"--layers: {name} has vectors at {vectors.layers}, came {layers}")
     return vectors.select(kept)
+
+
+@contextmanager
+def how_to_go_on(report: Path | None) -> Iterator[None]:
+    """Say on ctrl-c what becomes of the results."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"results are kept in {report}, and the same command goes on from them"
+        print(f"stopped; {kept if report else 'with --report results are kept'}", file=sys.stderr)
+        raise
 
 
 def require_own_folder(folder: Path | None) -> None:

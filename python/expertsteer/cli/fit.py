@@ -116,7 +116,6 @@ def fit(
         budget=budget,
         health=health,
         seed=seed,
-        progress=not as_json,
     )
     named, out, contrast = options.columns_of(columns), local_path(out, "out"), local_path(contrast)
     loading = {

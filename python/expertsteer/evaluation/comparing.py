@@ -168,9 +168,10 @@ def _compared(
     ]
     found: dict[str, ComparisonRow] = {}
     for job, row, why in session.rows(jobs, equal_price, subsets):
-        found |= {} if row is None else {job.name: row}
-        if row is None and (job.kind != "random" or why == session.late()):
+        if row is None:
             skipped[job.name] = why
+        else:
+            found[job.name] = row
     tried = [found[job.name] for job in jobs if job.kind == "random" and job.name in found]
     if not tried:
         raise BudgetError(f"budget={setting(budget)} is met by no random direction; raise it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ class EqualPrice:
 
     Attributes:
         chosen: what validation chose for each method that has a row.
-        on_setting: called whenever a strength was searched for and validated.
+        on_setting: called with the seconds of every strength that was searched for and validated.
     """
 
     model: nn.Module
@@ -51,7 +52,7 @@ class EqualPrice:
     batch_size: int
     prices: dict[str, Callable[[str], float]]
     chosen: dict[str, Chosen] = field(default_factory=dict)
-    on_setting: Callable[[], None] | None = None
+    on_setting: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
         groups = self.searching.per_round
@@ -74,9 +75,10 @@ class EqualPrice:
                 if not set(subset) <= set(variant.layers):
                     continue
                 vectors = variant.select(subset)
+                began = time.perf_counter()
                 found = self._validated(vectors)
                 if self.on_setting is not None:
-                    self.on_setting()
+                    self.on_setting(time.perf_counter() - began)
                 if found is None:
                     continue
                 strength, rank = found

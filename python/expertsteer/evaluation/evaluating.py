@@ -89,7 +89,8 @@ def evaluate(
         neutral: texts that steering should leave alone, at least two.
         vectors: fitted already, one or several by name: methods beside the others.
         method: the row that the verdict, the examples and the pairing are about; by default the
-            given vectors, else the expert's default, else the target's own mean difference.
+            given vectors, else the expert's by the paper's pairing, else the target's own mean
+            difference.
         validation: share of the items on which layers are chosen.
         curves: for all methods, for none (``False``), for ``"method"`` alone, or for those of
             these names.

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from ..support.numbers import duration, setting
 from ..support.progress import bar, note
@@ -98,13 +100,13 @@ class Session:
         ordered = sorted(jobs, key=lambda job: not job.needed)  # stable
         left = [job for job in ordered if self.kept.get("row", job.name) is None]
         with bar(sum(job.settings for job in ordered), "strengths", self.progress) as told:
-            before, self._began = 0, time.perf_counter()
+            before = 0
             for job in ordered:
                 told.set_postfix_str(job.name, refresh=False)
                 if job in left and not self.allows(self._expected([job]), job.needed):
                     yield job, None, self.late()
                     continue
-                equal_price.on_setting = lambda left=left: self._ticked(told, left, subsets)
+                equal_price.on_setting = partial(self._ticked, told, left, len(subsets))
                 yield job, *self._measured(job, equal_price, subsets)
                 before += job.settings
                 told.update(before - told.n)
@@ -126,12 +128,11 @@ class Session:
             return None, "no strength meets the budget at any layers"
         return row_of(known), None
 
-    def _ticked(self, told, left: Sequence[Job], subsets: Sequence[Sequence[int]]) -> None:
+    def _ticked(self, told: Any, left: Sequence[Job], choices: int, seconds: float) -> None:
         told.update()
-        self._settings += 1
-        self._busy = time.perf_counter() - self._began
+        self._settings, self._busy = self._settings + 1, self._busy + seconds
         if self._settings == 1:
-            self._tell(left, len(subsets))
+            self._tell(left, choices)
 
     def _each(self) -> float:
         """Seconds of a setting."""
