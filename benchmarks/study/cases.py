@@ -23,7 +23,7 @@ from expertsteer.calibration.calibrating import Searching
 from expertsteer.calibration.divergence import neutral_texts
 from expertsteer.evaluation.comparing import compare
 from expertsteer.evaluation.equal_price import EqualPrice
-from expertsteer.evaluation.methods import PAPER, METHODS, OWN
+from expertsteer.evaluation.methods import METHODS, OWN, PAPER
 from expertsteer.pairing.layer_pairs import LayerPairing
 from expertsteer.states.in_memory import capture
 from expertsteer.states.states import HiddenStates

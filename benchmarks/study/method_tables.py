@@ -19,7 +19,7 @@ from benchmarks.study.tables import (
     shown,
     sizes,
 )
-from expertsteer.evaluation.methods import PAPER, METHODS, OWN
+from expertsteer.evaluation.methods import METHODS, OWN, PAPER
 
 BEST_RANDOM = "best random direction"
 PRESENT = of_rule("lowest information")  # the default: Procrustes, RFM
