@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from expertsteer.states.states import HiddenStates
 from expertsteer.tasks import TaskOnModel
 
 DEPTHS = (0.3, 0.45, 0.65, 0.8)  # of the target's layers that are tried, one at a time
+BASE = "qwen-0.5b"  # what contrasts of two models take from the expert
 PASSES, TOLERANCE = 8, 0.1  # of the search for a strength; what it costs is measured afterwards
 BATCH = 32
 
@@ -120,6 +122,12 @@ class Ready:
         return [(layer,) for layer in self.layers]
 
 
+def of_layers(states: HiddenStates, layers: Sequence[int]) -> HiddenStates:
+    """Some layers of a capture."""
+    rows = [states.layers.index(layer) for layer in layers]
+    return replace(states, states=states.states[rows], layers=tuple(layers))
+
+
 class Context:
     """Both captures of a fitting set; methods make their vectors from it.
 
@@ -129,21 +137,27 @@ class Context:
 
     def __init__(self, lab: Lab, ready: Ready, seed: int):
         self.lab, self.ready, self.seed = lab, ready, seed
+        self.figures: dict[str, Any] = {}  # what a method tells beside its rows
+
+    def states(self, name: str) -> HiddenStates:
+        return self.lab.states(self.ready.task, self.seed, name)
+
+    @property
+    def last_layer(self) -> int:
+        return self.lab.model[0].config.num_hidden_layers - 1
 
     @cached_property
     def expert(self) -> HiddenStates:
-        return self.lab.states(self.ready.task, self.seed, self.lab.expert)
+        return self.states(self.lab.expert)
 
     @cached_property
     def whole_target(self) -> HiddenStates:
         """The target at all of its layers."""
-        return self.lab.states(self.ready.task, self.seed, self.lab.target)
+        return self.states(self.lab.target)
 
     @cached_property
     def target(self) -> HiddenStates:
-        whole = self.whole_target
-        rows = [whole.layers.index(layer) for layer in self.ready.layers]
-        return replace(whole, states=whole.states[rows], layers=self.ready.layers)
+        return of_layers(self.whole_target, self.ready.layers)
 
     @cached_property
     def fitting(self) -> Fitting:

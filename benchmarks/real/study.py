@@ -88,13 +88,16 @@ def run(options: argparse.Namespace) -> int:
             break
         started = time.process_time()
         try:
-            rows = [told(row) for row in rows_of(lab.context(cell.task, cell.seed), cell.method)]
+            context = lab.context(cell.task, cell.seed)
+            context.figures = {}
+            rows = [told(row) for row in rows_of(context, cell.method)]
         except (ValueError, RuntimeError) as error:
             failed += 1
             print(f"{number}/{len(wanted)} {cell.key} failed: {error}", file=sys.stderr)
             continue
         seconds = round(time.process_time() - started, 1)
-        append(results, asdict(cell) | {"rows": rows, "seconds": seconds}, FIELDS)
+        figures = {"figures": context.figures} if context.figures else {}
+        append(results, asdict(cell) | {"rows": rows, "seconds": seconds} | figures, FIELDS)
         shown = ", ".join(f"{row['values'].count('1') / len(row['values']):.3f}" for row in rows)
         print(f"{number}/{len(wanted)} {cell.key} {shown} in {seconds} s", flush=True)
     return failed

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks.real import study, tables
+import expertsteer as es
+from benchmarks.real import labels, study, tables
 from benchmarks.real.methods import ALL, ONCE
 from benchmarks.real.tasks import TASKS
 
@@ -78,7 +81,7 @@ def test_finished_cells_are_not_run_again(tmp_path, monkeypatch):
         return []
 
     monkeypatch.setattr(study, "rows_of", rows_of)
-    monkeypatch.setattr(study.Lab, "context", lambda lab, task, seed: (task, seed))
+    monkeypatch.setattr(study.Lab, "context", lambda *_: SimpleNamespace(figures={}))
     chosen = ["--out", str(tmp_path), "--tasks", "facts", "--seeds", "0", "1"]
     chosen += ["--methods", "unsteered", "own RFM"]
     for expected in (3, 3):  # the second time nothing is left
@@ -92,8 +95,44 @@ def test_a_cell_that_fails_is_told_and_left_for_the_next_time(tmp_path, monkeypa
         raise ValueError("no strength keeps the budget")
 
     monkeypatch.setattr(study, "rows_of", rows_of)
-    monkeypatch.setattr(study.Lab, "context", lambda lab, task, seed: None)
+    monkeypatch.setattr(study.Lab, "context", lambda *_: SimpleNamespace(figures={}))
     chosen = ["--out", str(tmp_path), "--tasks", "facts", "--methods", "unsteered"]
     assert study.run(study.parsed(chosen)) == 1
     assert "no strength keeps the budget" in capsys.readouterr().err
     assert not Path(tmp_path, study.NAME).exists()
+
+
+def test_the_surest_labels_are_the_largest_and_smallest_in_equal_number():
+    certain = torch.tensor([0.1, -3.0, 2.0, -0.2, 5.0, -1.0])
+    rows, given = labels.surest(certain, 4)
+    assert rows.tolist() == [1, 2, 4, 5]
+    assert given.tolist() == [0, 1, 1, 0]
+
+
+def test_true_labels_come_in_whole_pairs():
+    order = torch.arange(20)
+    states = es.HiddenStates(torch.randn(1, 20, 2), order % 2, pairs=order // 2)
+    rows = labels.true_rows(states, 6, seed=3)
+    assert len(rows) == 6 and states.labels[rows].sum() == 3
+    assert states.pairs[rows].unique().numel() == 3
+    assert not torch.equal(rows, labels.true_rows(states, 6, seed=4))
+
+
+def test_the_expert_has_a_question_for_every_task():
+    assert set(labels.QUESTIONS) == set(TASKS)
+
+
+def test_what_a_method_tells_beside_its_rows_is_kept_with_its_cell_alone(tmp_path, monkeypatch):
+    def rows_of(context, method):
+        if method == "own RFM":
+            context.figures = {"labels right": 0.9}
+        return []
+
+    context = SimpleNamespace(figures={})
+    monkeypatch.setattr(study, "rows_of", rows_of)
+    monkeypatch.setattr(study.Lab, "context", lambda *_: context)
+    chosen = ["--out", str(tmp_path), "--tasks", "facts", "--seeds", "0"]
+    study.run(study.parsed([*chosen, "--methods", "own RFM", "unsteered"]))
+    first, second = map(json.loads, Path(tmp_path, study.NAME).read_text().splitlines())
+    told = {line["method"]: line.get("figures") for line in (first, second)}
+    assert told == {"own RFM": {"labels right": 0.9}, "unsteered": None}
