@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,8 @@ class Divergence:
         self.batches = self._batches(list(map(len, texts.rows)), groups + 1)
         self.reference: list[list[Tensor]] | None = None  # per batch, per text
         self._spread: Spread | None = None
-        kept = None if self._vocabulary is None else texts.tokens * self._vocabulary * 8
+        size = torch.promote_types(next(model.parameters()).dtype, torch.float32).itemsize
+        kept = None if self._vocabulary is None else texts.tokens * self._vocabulary * size
         self.keeps = kept is not None and kept <= _KEPT_BYTES
 
     @property
@@ -187,9 +189,10 @@ class Divergence:
                 if fresh and self.keeps:
                     kept.append(before)
                 count += sum(map(self._places, rows))
+                chances = [self._chance(one) for one in before]
                 for g, after in enumerate(scores):
-                    pairs = zip(before, after, rows)
-                    total[g] += sum(self._difference(a, b, row) for a, b, row in pairs)
+                    compared = zip(before, chances, after, rows)
+                    total[g] += sum(self._difference(*one) for one in compared)
         if kept:
             self.reference = kept
         means = [value / count for value in total]
@@ -219,8 +222,9 @@ class Divergence:
                     for one in (rows, longer)
                 )
                 for row, shared, a, b in zip(rows, ends, before, after):
-                    total += self._difference(a[-shared:], b[-shared:], row[-shared:])
-                    count += self._places(row[-shared:])
+                    a, b, row = a[-shared:], b[-shared:], row[-shared:]
+                    total += self._difference(a, self._chance(a), b, row)
+                    count += self._places(row)
         return total / count
 
     def _batches(self, lengths: Sequence[int], groups: int) -> list[list[int]]:
@@ -263,14 +267,21 @@ class Divergence:
     def _places(self, row: Sequence[int]) -> int:
         return len(row) if self.measure == "kl" else len(row) - 1
 
-    def _difference(self, before: Tensor, after: Tensor, row: Sequence[int]) -> float:
-        """Summed over the tokens of one text."""
-        if self.measure == "kl":
-            chance = before.exp()
-            terms = chance * (before - after)
-            # A token that cannot come adds nothing, whatever its logarithm.
-            each = terms.masked_fill_(chance == 0, 0.0).sum(dim=-1, dtype=torch.float64)
-            return float(each.clamp_min(0).sum()) if not each.isnan().any() else float("nan")
+    def _chance(self, before: Tensor) -> Tensor | None:
+        """What the unsteered model gives every token, where the measure weighs by it."""
+        return before.exp() if self.measure == "kl" else None
+
+    def _difference(
+        self, before: Tensor, chance: Tensor | None, after: Tensor, row: Sequence[int]
+    ) -> float:
+        """Summed over the tokens of one text; ``after`` is spent."""
+        if chance is not None:
+            # In place, and few times over the vocabulary: real ones are larger than any cache.
+            terms = torch.sub(before, after, out=after).mul_(chance)
+            each = terms.sum(dim=-1)
+            if each.isnan().any():  # a token that cannot come adds nothing, whatever its logarithm
+                each = terms.masked_fill_(chance == 0, 0.0).sum(dim=-1)
+            return float(each.double().clamp_min(0).sum()) if not each.isnan().any() else math.nan
         told = torch.tensor(row[1:], dtype=torch.int64, device=before.device).unsqueeze(1)
         change = before[:-1].gather(1, told) - after[:-1].gather(1, told)
         return float(change.sum(dtype=torch.float64))
