@@ -235,7 +235,7 @@ def test_a_price_that_is_not_monotonic_is_told(model, tokenizer, monkeypatch):
         Divergence, "__call__", lambda self, _s, _n, places: list(map(price, places))
     )
     with pytest.warns(UserWarning, match="not monotonic"):
-        result = es.calibrate(model, some_vectors(), TEXTS, tokenizer, start=0.2)
+        result = es.calibrate(model, some_vectors(), TEXTS, tokenizer, start=0.05)
     assert not result.monotonic and any("falls" in text for text in result.warnings)
 
 

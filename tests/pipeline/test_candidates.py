@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.calibration.calibrating import Searching, calibrated
+from expertsteer.calibration.calibrating import PER_ROUND, Searching, calibrated
 from expertsteer.calibration.divergence import Divergence, neutral_texts
 from expertsteer.pipeline import candidates, effects
 from expertsteer.pipeline.effects import AtHand, at_budget
@@ -108,9 +108,7 @@ def test_an_effect_is_the_change_of_a_plain_difference(captures, target, contras
 
     searching = Searching(0.1, effects.PASSES, tolerance=0.1)
     neutral = neutral_texts(target, NEUTRAL, tokenizer, effects.NEUTRAL_TOKENS)
-    measured = calibrated(
-        Divergence(target, neutral, "kl", searching.per_round, 16), one, searching
-    )
+    measured = calibrated(Divergence(target, neutral, "kl", PER_ROUND, 16), one, searching)
     before = preference()
     with es.attach(target, one, strength=at_budget(measured)):
         assert found == pytest.approx(preference() - before, abs=1e-4)

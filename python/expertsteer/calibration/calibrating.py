@@ -24,6 +24,7 @@ from .divergence import MEASURES, Divergence, NeutralTexts, neutral_texts
 from .neutral import NEUTRAL_TEXTS
 
 PASSES = 12
+PER_ROUND = 2  # strengths in a batch: with more, as many rounds are needed and the rest is in vain
 TOLERANCE = 0.02
 COARSE = 1.1  # ratio of the bracket's ends from which on a result says so
 
@@ -55,7 +56,7 @@ def calibrate(
     """Find the largest strength whose divergence on neutral text stays within a budget.
 
     Every token of the texts is steered. The unsteered model runs first, and how far apart its
-    states are at the steered layers tells how small the first strengths must be; several are then
+    states are at the steered layers tells how small the first strengths must be; two are then
     measured in one batch, and the bracket around the budget is narrowed. The search looks for the
     first crossing: all measured strengths below the one found keep the budget.
 
@@ -105,7 +106,7 @@ def calibrate(
     subsets = {name: _subsets(one, layers) for name, one in experts.items()}
     least = 1 if measure == "kl" else 2
     neutral = neutral_texts(model, texts, tokenizer, max_length, least)
-    divergence = Divergence(model, neutral, measure, searching.per_round, batch_size)
+    divergence = Divergence(model, neutral, measure, PER_ROUND, batch_size)
     results = {
         name: [calibrated(divergence, experts[name].select(s), searching) for s in chosen]
         for name, chosen in subsets.items()
@@ -160,11 +161,6 @@ class Searching:
         if type(self.max_passes) is not int or self.max_passes < 4:
             raise ValueError(f"max_passes must be an integer from 4 on, came {self.max_passes!r}")
 
-    @property
-    def per_round(self) -> int:
-        """Strengths in a batch: three rounds, beside the unsteered model, at least."""
-        return max(2, min(4, (self.max_passes - 1) // 3))
-
 
 def calibrated(
     divergence: Divergence, vectors: SteeringVectors, searching: Searching
@@ -191,7 +187,7 @@ def calibrated(
             smallest=searching.smallest,
             largest=searching.largest,
             affordable=lambda: left - divergence.passes - divergence.next_cost,
-            per_round=searching.per_round,
+            per_round=PER_ROUND,
             tolerance=searching.tolerance,
         )
     ratio = divergence.measure == "perplexity_ratio"

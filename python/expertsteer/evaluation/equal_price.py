@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration.calibrating import BudgetError, Searching, calibrated
+from ..calibration.calibrating import PER_ROUND, BudgetError, Searching, calibrated
 from ..calibration.divergence import Divergence, NeutralTexts, neutral_texts
 from ..models.encoding import behind_prompt
 from ..steering.steering import Steering, attach
@@ -55,9 +55,8 @@ class EqualPrice:
     on_setting: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
-        groups = self.searching.per_round
         self.calibrating = Divergence(
-            self.model, self.chosen_on, self.measure, groups, self.batch_size
+            self.model, self.chosen_on, self.measure, PER_ROUND, self.batch_size
         )
         self.reporting = Divergence(self.model, self.reported_on, self.measure, 1, self.batch_size)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..calibration.calibrating import BudgetError, Searching, calibrated, checked_budget
+from ..calibration.calibrating import PER_ROUND, BudgetError, Searching, calibrated, checked_budget
 from ..calibration.divergence import Divergence, neutral_texts
 from ..contrast.stream import Source
 from ..models.forward import longest
@@ -126,9 +126,7 @@ def effects_of(
     neutral = neutral_texts(
         model, _neutral(at_hand, rows), at_hand.tokenizer, NEUTRAL_TOKENS, least
     )
-    divergence = Divergence(
-        model, neutral, at_hand.measure, searching.per_round, at_hand.batch_size
-    )
+    divergence = Divergence(model, neutral, at_hand.measure, PER_ROUND, at_hand.batch_size)
     sequences = [scored for pair in texts for scored in pair]
 
     def preference() -> Tensor:
