@@ -14,7 +14,8 @@ from helpers.documents import FENCE, PAGES, README, blocks, name_of, run_block, 
 from helpers.steered_models import llama, tokens, vectors
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
-AFTER = [page for page in PAGES if page.name != "tutorial.md"]
+ALONE = ("tutorial.md", "real-model.md")  # they begin with files of their own
+AFTER = [page for page in PAGES if page.name not in ALONE]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,24 @@ def test_the_readme_runs(tmp_path):
     printed = run_blocks(README, tmp_path)
     assert re.search(r"^steered .*\?\s*hedge$", printed, re.M)
     assert re.search(r"^unsteered .*\?\s*attic$", printed, re.M)
+
+
+@pytest.mark.slow
+def test_a_real_model_is_steered_as_its_page_says(tmp_path):
+    models = ROOT / "build" / "real-models"
+    for name in ("gemma", "qwen-0.5b"):
+        if not (models / name).is_dir():
+            pytest.skip(f"{name} is not on this machine; `make real-models` fetches it")
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "real-models").symlink_to(models)
+    printed = run_blocks(ROOT / "docs" / "real-model.md", tmp_path)
+    assert "every figure is as wanted" in printed
+    written = re.findall(r"^([-+][\d.]+) (.+)$", printed, re.M)
+    assert [float(strength) > 0 for strength, _ in written] == 3 * [False, False, True]
+    assert len({text for _, text in written}) >= 6  # steering shows
+    assert "vectors mood beats its controls" in printed
+    assert (tmp_path / "report" / "index.html").exists()
+    assert (tmp_path / "mood.gguf").stat().st_size > 0
 
 
 def anchors(page):

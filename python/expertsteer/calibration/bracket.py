@@ -40,6 +40,16 @@ class Bracket:
         """``high / low``, infinite where an end is missing."""
         return math.inf if self.low is None or self.high is None else self.high / self.low
 
+    @property
+    def crossing(self) -> float | None:
+        """About where the price meets the budget, between ``low`` and ``high``; not measured.
+
+        ``low`` where no price exceeds the budget, ``None`` where all do.
+        """
+        if self.low is None or self.high is None:
+            return self.low
+        return math.exp(_crossing(self)[0])
+
     def falls(self) -> list[tuple[float, float]]:
         """Neighbouring places up to ``high`` between which the price falls, rounding apart."""
         end = math.inf if self.high is None else self.high

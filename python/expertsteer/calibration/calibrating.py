@@ -72,7 +72,7 @@ def calibrate(
         layers: steer only these; a list of such lists gives one result for each.
         operation: see `attach`.
         start: where the first round of strengths lies around, by default what the unsteered
-            states tell: ``4 sqrt(budget)`` of their median deviations, taken dimension by
+            states tell: ``8 sqrt(budget)`` of their median deviations, taken dimension by
             dimension. The result does not depend on it beyond the tolerance, where ``max_passes``
             are enough.
         smallest, largest: nothing outside is tried.
@@ -172,24 +172,7 @@ def calibrated(
     """
     limit, options = searching.limit, searching.options
     passes, sweeps = divergence.passes, divergence.sweeps
-    left = searching.max_passes + passes
-    with attach(divergence.model, vectors, strength=0.0, mode="slot", **options) as steering:
-        steering.set(strength=1.0)  # of which every row takes its share
-        steering.watch = False  # outputs that are not finite are over any budget
-        start = searching.start
-        if start is None:
-            operation = options.get("operation", "add")
-            start = divergence.spread(steering).start(vectors, operation, limit)
-        found = search(
-            lambda places: divergence(steering, 0, places),
-            limit,
-            start=min(max(start, searching.smallest), searching.largest),
-            smallest=searching.smallest,
-            largest=searching.largest,
-            affordable=lambda: left - divergence.passes - divergence.next_cost,
-            per_round=PER_ROUND,
-            tolerance=searching.tolerance,
-        )
+    found = searched(divergence, vectors, searching)
     ratio = divergence.measure == "perplexity_ratio"
     shown = [(s, _exp(d) if ratio else d) for s, d in found.points]
     budget = _exp(limit) if ratio else limit
@@ -214,6 +197,29 @@ def calibrated(
         warnings=tuple(_remarks(found, divergence.texts, vectors.layers)),
         fingerprint=vectors.fingerprint,
     )
+
+
+def searched(divergence: Divergence, vectors: SteeringVectors, searching: Searching) -> Bracket:
+    """The strengths that were measured, and between which two of them the budget lies."""
+    limit, options = searching.limit, searching.options
+    left = searching.max_passes + divergence.passes
+    with attach(divergence.model, vectors, strength=0.0, mode="slot", **options) as steering:
+        steering.set(strength=1.0)  # of which every row takes its share
+        steering.watch = False  # outputs that are not finite are over any budget
+        start = searching.start
+        if start is None:
+            operation = options.get("operation", "add")
+            start = divergence.spread(steering).start(vectors, operation, limit)
+        return search(
+            lambda places: divergence(steering, 0, places),
+            limit,
+            start=min(max(start, searching.smallest), searching.largest),
+            smallest=searching.smallest,
+            largest=searching.largest,
+            affordable=lambda: left - divergence.passes - divergence.next_cost,
+            per_round=PER_ROUND,
+            tolerance=searching.tolerance,
+        )
 
 
 def checked_budget(budget: float, measure: str) -> float:

@@ -23,7 +23,7 @@ from ..support.progress import quietable
 from ..vectors.vectors import SteeringVectors
 from .comparison import PROMPT, UNSTEERED, Comparison, ComparisonRow
 from .controls import random_jobs, score_of, summary, tested
-from .equal_price import EqualPrice, Score
+from .equal_price import EqualPrice, Score, searches
 from .methods import (
     METHODS,
     PAPER,
@@ -76,8 +76,9 @@ def compare(
     """Measure steering beside every control, all at the same divergence on neutral text.
 
     For each method and each subset of its layers, `calibrate` finds the strength at the budget;
-    the subset with the best validation score is measured on the test split. Random directions may
-    flip their sign as well, which is more freedom than any fitted method has.
+    the subset with the best validation score is measured on the test split. Of more than eight
+    settings the best three of a rough search are calibrated. Random directions may flip their sign
+    as well, which is more freedom than any fitted method has.
 
     Args:
         model: the target, not steered; expert, target: the captures, over one contrast set,
@@ -145,6 +146,7 @@ def _compared(
         model, score, measure, *halves, searching, batch_size, dict(prices or {})
     )
     subsets = _subsets(known, layers)
+    choices = searches(len(subsets))
     unsteered = session.row(UNSTEERED, equal_price.unsteered)
     effect = PairEffect(equal_price, session.kept)
     count = len(known) if pairs is None else pairs
@@ -156,14 +158,14 @@ def _compared(
         return [fitted[name]]
 
     wanted = [n for n in METHODS if n not in skipped and (methods is None or n in methods)]
-    jobs = random_jobs(target, vectors, random, seed, len(subsets))
+    jobs = random_jobs(target, vectors, random, seed, searches(2 * len(subsets)))
     jobs += [
-        Job(name, _kind(name), partial(fit, name), fitting.searched(name) + len(subsets),
+        Job(name, _kind(name), partial(fit, name), fitting.searched(name) + choices,
             needed=name == session.first)
         for name in wanted
     ]  # fmt: skip
     jobs += [
-        Job(name, "given", lambda one=one: [one], len(subsets), needed=name == session.first)
+        Job(name, "given", lambda one=one: [one], choices, needed=name == session.first)
         for name, one in vectors.items()
     ]
     found: dict[str, ComparisonRow] = {}

@@ -21,7 +21,7 @@ def random_jobs(
     vectors: dict[str, SteeringVectors],
     count: int,
     seed: int,
-    choices: int,
+    settings: int,
 ) -> list[Job]:
     """Every direction may flip its sign."""
 
@@ -30,7 +30,7 @@ def random_jobs(
         return [one, -one]
 
     return [
-        Job(f"random direction {i}", "random", partial(drawn, i), 2 * choices, needed=i == 0)
+        Job(f"random direction {i}", "random", partial(drawn, i), settings, needed=i == 0)
         for i in range(count)
     ]
 

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration.calibrating import PER_ROUND, BudgetError, Searching, calibrated
+from ..calibration.bracket import STEP
+from ..calibration.calibrating import (
+    PER_ROUND,
+    BudgetError,
+    Searching,
+    calibrated,
+    searched,
+)
 from ..calibration.divergence import Divergence, NeutralTexts, neutral_texts
 from ..models.encoding import behind_prompt
 from ..steering.steering import Steering, attach
@@ -20,6 +27,8 @@ from .comparison import PROMPT, UNSTEERED, ComparisonRow
 from .statistics import bootstrap_interval
 
 Score = Callable[[str, str], Tensor]
+Setting = tuple[int, SteeringVectors]  # the sign that it stands for, and what steers
+MANY, FINALISTS = 8, 3  # settings from which on they are sifted, and how many are left then
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,12 @@ class EqualPrice:
     on_setting: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
-        self.calibrating = Divergence(
-            self.model, self.chosen_on, self.measure, PER_ROUND, self.batch_size
+        every = slice(None, None, 3)
+        rows, places = self.chosen_on.rows[every], self.chosen_on.places[every]
+        few = replace(self.chosen_on, rows=rows, places=places)
+        self.calibrating, self.sifting = (
+            Divergence(self.model, texts, self.measure, PER_ROUND, self.batch_size)
+            for texts in (self.chosen_on, few)
         )
         self.reporting = Divergence(self.model, self.reported_on, self.measure, 1, self.batch_size)
 
@@ -65,27 +78,47 @@ class EqualPrice:
     ) -> Chosen | None:
         """The variant and layers with the best validation score at the budget.
 
-        An empty subset stands for all layers of a variant.
+        An empty subset stands for all layers of a variant. Of many settings the best few by a
+        rough search are measured as the others are.
         """
-        best, tried, before = None, 0, self.calibrating.passes
-        for place, variant in enumerate(variants):
-            named = [tuple(subset) or variant.layers for subset in subsets]
-            for subset in dict.fromkeys(named):
-                if not set(subset) <= set(variant.layers):
-                    continue
-                vectors = variant.select(subset)
-                began = time.perf_counter()
-                found = self._validated(vectors)
-                if self.on_setting is not None:
-                    self.on_setting(time.perf_counter() - began)
-                if found is None:
-                    continue
-                strength, rank = found
-                tried += 1
-                if best is None or rank > best.rank:
-                    best = Chosen(rank, vectors, strength, -1 if place else 1, 0, 0)
-        passes = self.calibrating.passes - before
+        settings, best, before = _settings(variants, subsets), None, self._passes
+        tried, finalists = self._sifted(settings) if len(settings) > MANY else (0, settings)
+        for sign, vectors in finalists:
+            found = self._timed(self._validated, vectors)
+            if found is None:
+                continue
+            strength, rank = found
+            tried += len(settings) <= MANY
+            if best is None or rank > best.rank:
+                best = Chosen(rank, vectors, strength, sign, 0, 0)
+        passes = self._passes - before
         return None if best is None else replace(best, tried=tried, passes=passes)
+
+    def _sifted(self, settings: Sequence[Setting]) -> tuple[int, list[Setting]]:
+        """How many settings meet the budget, and the best few of them on validation.
+
+        Roughly: each at a strength that is read off between two measured ones, a factor of four
+        apart, on every third text. The texts are the same for all, and so is what they mislead by.
+        """
+        ranks = [self._timed(self._roughly, vectors) for _, vectors in settings]
+        within = [i for i, rank in enumerate(ranks) if rank is not None]
+        best = sorted(within, key=lambda i: ranks[i], reverse=True)[:FINALISTS]
+        return len(within), [settings[i] for i in sorted(best)]
+
+    def _timed(self, measure: Callable[[SteeringVectors], Any], vectors: SteeringVectors) -> Any:
+        began = time.perf_counter()
+        found = measure(vectors)
+        if self.on_setting is not None:
+            self.on_setting(time.perf_counter() - began)
+        return found
+
+    def _roughly(self, vectors: SteeringVectors) -> tuple[float, float] | None:
+        rough = replace(self.searching, tolerance=STEP - 1)
+        strength = searched(self.sifting, vectors, rough).crossing
+        if strength is None:
+            return None
+        with self.attached(vectors, strength=strength):
+            return self.rank("validation")
 
     def _validated(self, vectors: SteeringVectors) -> tuple[float, tuple[float, float]] | None:
         """The strength at the budget and what it gives on validation, where there is one."""
@@ -95,6 +128,10 @@ class EqualPrice:
             return None
         with self.attached(vectors, strength=strength):
             return strength, self.rank("validation")
+
+    @property
+    def _passes(self) -> int:
+        return self.calibrating.passes + self.sifting.passes
 
     def row(
         self,
@@ -203,6 +240,23 @@ class EqualPrice:
         if self.measure == "kl":
             return nats
         return float(torch.tensor(nats, dtype=torch.float64, device="cpu").exp())  # inf too
+
+
+def searches(settings: int) -> int:
+    """How many strengths are searched for to choose among so many settings."""
+    return settings + FINALISTS * (settings > MANY)
+
+
+def _settings(
+    variants: Sequence[SteeringVectors], subsets: Sequence[Sequence[int]]
+) -> list[Setting]:
+    """Every variant at every choice of layers that it has; the second variant is the reverse."""
+    found = []
+    for place, variant in enumerate(variants):
+        named = dict.fromkeys(tuple(subset) or variant.layers for subset in subsets)
+        had = (subset for subset in named if set(subset) <= set(variant.layers))
+        found += [(-1 if place else 1, variant.select(subset)) for subset in had]
+    return found
 
 
 def _columns(values: Any) -> Tensor:
