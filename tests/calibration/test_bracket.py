@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from expertsteer.calibration.bracket import search
+from expertsteer.calibration.bracket import Bracket, search
 
 PRICES = {
     "square": lambda s: 3 * s**2,
@@ -44,6 +44,13 @@ def test_the_place_meets_the_budget_and_a_tenth_more_does_not(name):
 def test_a_smooth_price_needs_few_places():
     found, rounds = found_for(PRICES["square"])
     assert found.ratio <= 1.02 and len(rounds) <= 3
+
+
+def test_between_two_measured_places_the_crossing_is_that_of_a_power():
+    points = ((0.5, 0.3 * 0.5**2), (2.0, 0.3 * 2.0**2))
+    assert Bracket(points, 0.3).crossing == pytest.approx(1.0)
+    assert Bracket(points, 3.0).crossing == 2.0  # within the budget everywhere
+    assert Bracket(points, 0.01).crossing is None  # nowhere
 
 
 @pytest.mark.parametrize("places", [3, 5, 8])

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import expertsteer as es
-from expertsteer.calibration.calibrating import PER_ROUND, Searching, calibrated
+from expertsteer.calibration.bracket import STEP
+from expertsteer.calibration.calibrating import PER_ROUND, Searching, searched
 from expertsteer.calibration.divergence import Divergence, neutral_texts
 from expertsteer.pipeline import candidates, effects
-from expertsteer.pipeline.effects import AtHand, at_budget
+from expertsteer.pipeline.effects import AtHand
 from helpers.steered_models import llama
 from helpers.tiny_tokenizer import sentence, tiny_tokenizer
 
@@ -106,21 +107,12 @@ def test_an_effect_is_the_change_of_a_plain_difference(captures, target, contras
     def preference():
         return sum(whole(p[0]) - whole(n[0]) for p, n in texts) / len(texts)
 
-    searching = Searching(0.1, effects.PASSES, tolerance=0.1)
+    searching = Searching(0.1, effects.PASSES, tolerance=STEP - 1)
     neutral = neutral_texts(target, NEUTRAL, tokenizer, effects.NEUTRAL_TOKENS)
-    measured = calibrated(Divergence(target, neutral, "kl", PER_ROUND, 16), one, searching)
+    found_for = searched(Divergence(target, neutral, "kl", PER_ROUND, 16), one, searching)
     before = preference()
-    with es.attach(target, one, strength=at_budget(measured)):
+    with es.attach(target, one, strength=found_for.crossing):
         assert found == pytest.approx(preference() - before, abs=1e-4)
-
-
-def test_the_strength_between_two_measured_ones_is_that_of_a_power(captures, target):
-    _, vectors = fitted(captures, rule="highest", pairs=1)
-    found = es.calibrate(target, vectors, NEUTRAL, tiny_tokenizer())
-    curve = ((0.5, 0.3 * 0.5**2), (2.0, 0.3 * 2.0**2))
-    planted = replace(found, curve=curve, strength=0.5, next_strength=2.0, budget=0.3)
-    assert at_budget(planted) == pytest.approx(1.0)
-    assert at_budget(replace(planted, next_strength=None)) == 0.5
 
 
 @pytest.mark.parametrize("case", ["states", "texts", "few"])

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..calibration.calibrating import PER_ROUND, BudgetError, Searching, calibrated, checked_budget
+from ..calibration.bracket import STEP
+from ..calibration.calibrating import PER_ROUND, Searching, checked_budget, searched
 from ..calibration.divergence import Divergence, neutral_texts
 from ..contrast.stream import Source
 from ..models.forward import longest
@@ -19,7 +20,6 @@ from ..states.tokens import token_ids
 from ..steering.steering import attach
 from ..support.progress import progress
 from ..support.tensors import permutation
-from ..vectors.calibration import Calibration
 from ..vectors.vectors import SteeringVectors
 
 PAIRS = 32  # of held-out texts that an effect is measured on
@@ -121,7 +121,7 @@ def effects_of(
 ) -> dict[tuple[int, int], float]:
     model, options = at_hand.model, {"decoder_layers": at_hand.decoder_layers}
     limit = checked_budget(at_hand.budget, at_hand.measure)
-    searching = Searching(limit, PASSES, tolerance=0.1, options=options)
+    searching = Searching(limit, PASSES, tolerance=STEP - 1, options=options)
     least = 1 if at_hand.measure == "kl" else 2
     neutral = neutral_texts(
         model, _neutral(at_hand, rows), at_hand.tokenizer, NEUTRAL_TOKENS, least
@@ -138,27 +138,13 @@ def effects_of(
     found: dict[tuple[int, int], float] = {}
     for e, t in progress(candidates, "held-out effects of layer pairs", bar):
         one = fitted[e].select((t,))
-        try:
-            strength = at_budget(calibrated(divergence, one, searching))
-        except BudgetError:  # a layer that no small step leaves alone: nothing to gain there
+        # Divergence grows about as the strength's square: between two measured ones a factor of
+        # four apart there is little to guess.
+        strength = searched(divergence, one, searching).crossing
+        if strength is None:  # a layer that no small step leaves alone: nothing to gain there
             found[e, t] = 0.0
             continue
         with attach(model, one, strength=strength, **options):
             gain = float((preference() - before).mean())
         found[e, t] = gain if math.isfinite(gain) else 0.0
     return found
-
-
-def at_budget(calibration: Calibration) -> float:
-    """The strength at the budget between the two measured ones around it, on logarithmic axes.
-
-    Divergence grows about as the strength's square, so few passes leave little to guess.
-    """
-    low, high = calibration.strength, calibration.next_strength
-    ratio = calibration.measure == "perplexity_ratio"
-    nats = {s: math.log(d) if ratio and d > 0 else d for s, d in calibration.curve}
-    budget = math.log(calibration.budget) if ratio else calibration.budget
-    if high is None or not 0 < nats[low] < nats[high] < math.inf:
-        return low
-    share = math.log(budget / nats[low]) / math.log(nats[high] / nats[low])
-    return low * (high / low) ** min(max(share, 0.0), 1.0)
