@@ -1,6 +1,6 @@
 """The tables of the study on real models, from its results.
 
-    python -m benchmarks.real.tables RESULTS
+    python -m benchmarks.real.tables RESULTS [--budget NATS]
 
 One table over all tasks: the share of test items at which the wanted continuation is the likelier
 one, mean over seeds of fitting sets, with percentile bootstrap intervals over the items; and the
@@ -14,38 +14,43 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.real.methods import ALL
+from benchmarks.real.study import BUDGET, FIELDS
 from benchmarks.real.tasks import TASKS
 from benchmarks.study.results import finished
 from expertsteer.evaluation.statistics import Interval, bootstrap_interval, paired_difference
 from expertsteer.support.numbers import fixed, interval
 
 RANDOM = "random directions"
-FIELDS = ("task", "seed", "method", "expert", "target", "budget")
 Key = tuple[str, str]
 
 
-def scores(results: Path) -> dict[Key, Tensor]:
+def scores(results: Path, budget: float = BUDGET) -> dict[Key, Tensor]:
     """Per task and method the right answers ``[items]``, mean over seeds and random directions.
 
     Items are the same for every seed, so that intervals are over items.
     """
     found: dict[Key, list[Tensor]] = {}
-    for cell in finished(results, FIELDS).values():
+    for cell in _cells(results, budget):
         rows = [torch.tensor([float(v) for v in row["values"]]).double() for row in cell["rows"]]
         if rows:
             found.setdefault((cell["task"], cell["method"]), []).append(torch.stack(rows).mean(0))
     return {key: torch.stack(values).mean(dim=0) for key, values in found.items()}
 
 
-def seeds(results: Path) -> dict[Key, int]:
+def _cells(results: Path, budget: float) -> list[dict[str, Any]]:
+    return [cell for cell in finished(results, FIELDS).values() if cell["budget"] == budget]
+
+
+def seeds(results: Path, budget: float = BUDGET) -> dict[Key, int]:
     """Per task and method how many fitting sets were drawn."""
     found: dict[Key, set[int]] = {}
-    for cell in finished(results, FIELDS).values():
+    for cell in _cells(results, budget):
         found.setdefault((cell["task"], cell["method"]), set()).add(cell["seed"])
     return {key: len(values) for key, values in found.items()}
 
@@ -84,12 +89,14 @@ def _with_interval(value: Interval, signed: bool = False) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real.tables")
     parser.add_argument("results", type=Path, help="real.jsonl of the study")
-    results = parser.parse_args(arguments).results
-    found = scores(results)
+    parser.add_argument("--budget", type=float, default=BUDGET, help="nats per token")
+    options = parser.parse_args(arguments)
+    given = options.results, options.budget
+    found = scores(*given)
     if not found:
-        print(f"error: {results} holds no finished cell", file=sys.stderr)
+        print(f"error: {given[0]} holds no finished cell at budget {given[1]}", file=sys.stderr)
         return 1
-    counts = sorted(set(seeds(results).values()))
+    counts = sorted(set(seeds(*given).values()))
     print(f"Fitting sets per cell: {', '.join(map(str, counts))}.", *accuracies(found), sep="\n")
     print("\nLess the mean of the random directions:", *differences(found), sep="\n")
     return 0

@@ -136,3 +136,12 @@ def test_what_a_method_tells_beside_its_rows_is_kept_with_its_cell_alone(tmp_pat
     first, second = map(json.loads, Path(tmp_path, study.NAME).read_text().splitlines())
     told = {line["method"]: line.get("figures") for line in (first, second)}
     assert told == {"own RFM": {"labels right": 0.9}, "unsteered": None}
+
+
+def test_prices_are_not_mixed(results, capsys):
+    dearer = line("sentiment", "own RFM", 0, "0000").replace('"budget": 0.1', '"budget": 0.5')
+    results.write_text(dearer + results.read_text())
+    assert tables.scores(results)["sentiment", "own RFM"].tolist() == [1, 1, 0.5, 1]
+    assert tables.scores(results, 0.5)["sentiment", "own RFM"].tolist() == [0, 0, 0, 0]
+    assert tables.main([str(results), "--budget", "0.2"]) == 1
+    assert "no finished cell at budget 0.2" in capsys.readouterr().err
