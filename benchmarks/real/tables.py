@@ -2,9 +2,9 @@
 
     python -m benchmarks.real.tables RESULTS [--budget NATS]
 
-One table over all tasks: the share of test items at which the wanted continuation is the likelier
-one, mean over seeds of fitting sets, with percentile bootstrap intervals over the items; and the
-difference from the mean of the random directions on the same items.
+Over all tasks: the share of test items at which the wanted continuation is the likelier one, mean
+over seeds of fitting sets, with percentile bootstrap intervals over the items; the difference from
+the mean of the random directions on the same items; and how many of the expert's labels are right.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from expertsteer.evaluation.statistics import Interval, bootstrap_interval, pair
 from expertsteer.support.numbers import fixed, interval
 
 RANDOM = "random directions"
+LABELS = "labels right"  # a figure of some cells
 Key = tuple[str, str]
 
 
@@ -72,6 +73,18 @@ def differences(found: dict[Key, Tensor]) -> list[str]:
     return _table(tasks, others, shown)
 
 
+def labels_right(results: Path, budget: float = BUDGET) -> list[str]:
+    """Shares of the expert's labels that are the true ones, mean over fitting sets."""
+    found: dict[Key, list[Tensor]] = {}
+    for cell in _cells(results, budget):
+        if LABELS in cell.get("figures", {}):
+            share = torch.tensor([cell["figures"][LABELS]], dtype=torch.float64)
+            found.setdefault((cell["task"], cell["method"]), []).append(share)
+    tasks = [name for name in TASKS if any(task == name for task, _ in found)]
+    means = {key: float(torch.cat(shares).mean()) for key, shares in found.items()}
+    return _table(tasks, means, lambda key: fixed(means[key], places=2, bare=True)) if means else []
+
+
 def _table(tasks: Sequence[str], found: Iterable[Key], shown: Callable[[Key], str]) -> list[str]:
     keys = set(found)
     lines = [f"| | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
@@ -99,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = sorted(set(seeds(*given).values()))
     print(f"Fitting sets per cell: {', '.join(map(str, counts))}.", *accuracies(found), sep="\n")
     print("\nLess the mean of the random directions:", *differences(found), sep="\n")
+    print("\nLabels of the expert that are right:", *labels_right(*given), sep="\n")
     return 0
 
 

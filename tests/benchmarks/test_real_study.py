@@ -145,3 +145,13 @@ def test_prices_are_not_mixed(results, capsys):
     assert tables.scores(results, 0.5)["sentiment", "own RFM"].tolist() == [0, 0, 0, 0]
     assert tables.main([str(results), "--budget", "0.2"]) == 1
     assert "no finished cell at budget 0.2" in capsys.readouterr().err
+
+
+def test_the_share_of_right_labels_is_the_mean_over_fitting_sets(results):
+    method = "own RFM, 16 labels of the expert"
+    for seed, share in enumerate((0.5, 1.0)):
+        cell = json.loads(line("facts", method, seed, "1111"))
+        cell["figures"] = {"labels right": share, "labels": 16}
+        results.write_text(json.dumps(cell) + "\n" + results.read_text())
+    assert tables.labels_right(results)[-1] == f"| {method} | .75 |"
+    assert tables.labels_right(results, 0.5) == []
