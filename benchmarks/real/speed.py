@@ -48,6 +48,7 @@ METHODS = (
     "expert: Procrustes, highest pairs",
     "expert: Procrustes, lowest pairs",
 )
+PASSAGE = " ".join(NEUTRAL[:3])
 FOUR = [(5,), (8,), (11,), (14,)]  # of the target's 18 layers
 Figures = dict[str, Any]
 
@@ -93,24 +94,35 @@ def check(bench: Bench, name: str) -> Figures:
     return {"error": error}
 
 
-def capture(bench: Bench, name: str) -> Figures:
+def capture(bench: Bench, name: str, long: bool = False) -> Figures:
     """Beside that loop, padded to the longest of a batch, and as the careful write it.
 
-    What holds least comes first: memory that is freed stays with the process.
+    What holds least comes first: memory that is freed stays with the process. ``long`` texts stand
+    behind a passage, and are run once.
     """
+    texts = behind(PASSAGE, bench.contrast) if long else bench.contrast
     network, words = bench.model(name)
     ours = lambda: es.capture(  # noqa: E731
-        network, words, bench.contrast, batch_size=BATCH, progress=False
+        network, words, texts, batch_size=BATCH, progress=False
     )
     works = {
         "ours": ours,
-        "loop, sorted, no head": lambda: plain(network, words, bench.contrast, True, False),
-        "plain loop": lambda: plain(network, words, bench.contrast),
+        "loop, sorted, no head": lambda: plain(network, words, texts, True, False),
+        "plain loop": lambda: plain(network, words, texts),
     }
     memory = {kind: step(work)[1] for kind, work in works.items()}
-    taken = timing.interleave(works, least=ROUNDS)
-    seconds = {kind: timing.middle(values)["median"] for kind, values in taken.items()}
-    return {"texts": len(bench.contrast), "median": seconds, "memory": memory}
+    if long:
+        seconds = {kind: figures["seconds"] for kind, figures in memory.items()}
+    else:
+        taken = timing.interleave(works, least=ROUNDS)
+        seconds = {kind: timing.middle(values)["median"] for kind, values in taken.items()}
+    tokens = sum(len(words(example.text)["input_ids"]) for example in texts) / len(texts)
+    return {"texts": len(texts), "tokens": tokens, "median": seconds, "memory": memory}
+
+
+def behind(passage: str, contrast: es.ContrastSet) -> es.ContrastSet:
+    texts = [f"{passage} {example.text}" for example in contrast]
+    return es.ContrastSet.from_texts(texts, [example.label for example in contrast])
 
 
 def fit(bench: Bench) -> Figures:
@@ -144,7 +156,7 @@ def evaluate(bench: Bench, layers: list[tuple[int, ...]] | None) -> Figures:
     network, words = bench.model(TARGET)
     work = lambda: es.evaluate(  # noqa: E731
         network, words, task, expert, target, NEUTRAL, methods=METHODS, layers=layers,
-        method=METHODS[-1], curves="none", progress=False,
+        method=METHODS[-1], curves=False, progress=False,
     )  # fmt: skip
     result, figures = step(work)
     names = [row.name for row in result.comparison.rows]
@@ -156,6 +168,7 @@ def evaluate(bench: Bench, layers: list[tuple[int, ...]] | None) -> Figures:
 PARTS: dict[str, Callable[[Bench], Figures]] = {
     **{f"check {name}": partial(check, name=name) for name in MODELS_OF},
     **{f"capture {name}": partial(capture, name=name) for name in MODELS_OF},
+    **{f"capture {n}, long texts": partial(capture, name=n, long=True) for n in (TARGET, EXPERT)},
     "fit": fit,
     "evaluate, four layers": partial(evaluate, layers=FOUR),
     "evaluate, all layers": partial(evaluate, layers=None),
@@ -180,7 +193,7 @@ def markdown(found: Figures) -> str:
             )
         elif name.startswith("capture"):
             for kind, seconds in figures["median"].items():
-                rate = f"{figures['texts'] / seconds:.1f} texts/s"
+                rate = f"{figures['texts'] / seconds:.1f} texts/s of {figures['tokens']:.0f} tokens"
                 rate += f", {figures['median']['plain loop'] / seconds:.2f}x the plain loop"
                 title = name if kind == "ours" else f"{name}, {kind}"
                 rows.append([title, f"{seconds:.1f}", rate, *_room(figures["memory"][kind])])
@@ -200,10 +213,13 @@ def _room(figures: Figures) -> list[str]:
 
 def _share(parts: Figures, one: Figures) -> str:
     """Of what capturing both models took."""
-    captures = [parts.get(f"capture {name}") for name in (EXPERT, TARGET)]
-    if None in captures:
-        return ""
-    return f"{one['seconds'] / sum(c['median']['ours'] for c in captures):.1%} of the captures"
+    shares = []
+    for texts, kind in (("short", ""), ("long", ", long texts")):
+        captures = [parts.get(f"capture {name}{kind}") for name in (EXPERT, TARGET)]
+        if None not in captures:
+            seconds = sum(c["median"]["ours"] for c in captures)
+            shares.append(f"{one['seconds'] / seconds:.1%} of both captures ({texts} texts)")
+    return ", ".join(shares)
 
 
 def main() -> None:
@@ -220,11 +236,15 @@ def main() -> None:
         print(json.dumps(PARTS[options.alone](Bench(options.models, options.kept))))
         return
     found: Figures = common.provenance() | {"command": common.command(), "parts": {}}
+    file = options.out / "real_speed_cpu.json"
+    if file.exists():  # parts that were measured before, of the same commit
+        before = json.loads(file.read_text("utf-8"))
+        found["parts"] = before["parts"] if before["commit"] == found["commit"] else {}
     with tempfile.TemporaryDirectory() as kept:
         for name in options.only:
             found["parts"][name] = alone(name, options, kept)
             print(name, found["parts"][name], flush=True)
-    common.write_json(options.out / "real_speed_cpu.json", found)
+            common.write_json(file, found)
     (options.out / "real_speed_cpu.md").write_text(markdown(found), "utf-8")
 
 
