@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,13 +15,14 @@ from ..models.decoder import DecoderLayers
 
 
 class BlockReader:
-    """Forward hooks that pick one state per example out of each layer's output, at once.
+    """Forward hooks that pick states of each example out of each layer's output, at once.
 
-    The output of a layer, ``[B, T, D]``, is never held: the hook keeps ``[B, D]`` of it, on the
+    The output of a layer, ``[B, T, D]``, is never held: the hook keeps ``[K, D]`` of it, on the
     layer's own device until the pass is over, so that no pass waits for a copy.
 
     Attributes:
-        states: ``[L, N, D]`` on the CPU in ``dtype``; complete once every example was read.
+        states: ``[L, N, D]`` on the CPU in ``dtype``, the states of an example side by side, in
+            the examples' order; complete once every example was read.
         before: positions of the last pass that stood before its texts, as soft prompts do.
     """
 
@@ -28,16 +31,20 @@ class BlockReader:
         decoder: DecoderLayers,
         layers: Sequence[int],
         dtype: torch.dtype,
-        kept: Sequence[int] | None,
+        kept: Sequence[Sequence[int]] | None,
         examples: int,
         first: int = 0,
     ):
-        """Prepare to read ``layers``; ``kept`` holds a token index per example, ``None`` = mean.
+        """Prepare to read ``layers`` of so many examples.
 
-        ``first`` is the number of the first example, for errors.
+        Args:
+            kept: the token indices of each example, or ``None`` for one mean over its tokens.
+            first: the number of the first example, for errors.
         """
         self._decoder, self._layers, self._dtype = decoder, layers, dtype
-        self._kept, self._examples, self._first = kept, examples, first
+        self._kept, self._first = kept, first
+        counts = [1] * examples if kept is None else list(map(len, kept))
+        self._starts = list(accumulate(counts, initial=0))  # of each example among the states
         self._found: dict[int, Tensor] = {}
         self.before = 0
         self.states: Tensor | None = None
@@ -63,8 +70,8 @@ class BlockReader:
         self._mask = mask
         self._tokens = None
         if self._kept is not None:
-            tokens = [self._kept[i] for i in batch]
-            self._tokens = torch.tensor(tokens, dtype=torch.int64, device="cpu")
+            chosen = [(row, token) for row, i in enumerate(batch) for token in self._kept[i]]
+            self._tokens = torch.tensor(chosen, dtype=torch.int64, device="cpu").view(-1, 2)
         yield
         self._store(batch)
 
@@ -99,10 +106,10 @@ class BlockReader:
         return hidden.shape[0] == self._mask.shape[0] and before == self.before >= 0
 
     def _select(self, hidden: Tensor) -> Tensor:
-        """From ``[B, T, D]`` to ``[B, D]``, always a copy."""
+        """From ``[B, T, D]`` to ``[K, D]``, always a copy."""
         if self._tokens is not None:
-            rows = torch.arange(hidden.shape[0], device=hidden.device)
-            return hidden[rows, self._beside(hidden, self._tokens)]
+            rows, tokens = self._beside(hidden, self._tokens).unbind(dim=1)
+            return hidden[rows, tokens]
         mask = self._beside(hidden, self._mask)
         # Half precision would lose the sum; padding must not count even where it is not finite.
         wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
@@ -123,25 +130,27 @@ class BlockReader:
                 "where hooks are not called; capture the uncompiled model, or name another list "
                 "of layers with decoder_layers=..."
             )
-        rows = torch.tensor(batch, dtype=torch.int64, device="cpu")
+        places = [k for i in batch for k in range(self._starts[i], self._starts[i + 1])]
+        rows = torch.tensor(places, dtype=torch.int64, device="cpu")
         for place, layer in enumerate(self._layers):
-            state = self._found[layer].to("cpu", self._dtype)  # [B, D]
+            state = self._found[layer].to("cpu", self._dtype)  # [K, D]
             if self.states is None:
-                self.states = state.new_empty(len(self._layers), self._examples, state.shape[1])
+                count = self._starts[-1]
+                self.states = state.new_empty(len(self._layers), count, state.shape[1])
             if state.shape[1] != self.states.shape[2]:
                 raise ValueError(
                     f"layer {layer} is {state.shape[1]} wide and layer {self._layers[0]} "
                     f"{self.states.shape[2]}; capture layers of one width with layers=[...]"
                 )
-            self._require_finite(state, layer, batch)
+            self._require_finite(state, layer, places)
             self.states[place, rows] = state
         self._found.clear()
 
-    def _require_finite(self, state: Tensor, layer: int, batch: Sequence[int]) -> None:
-        finite = torch.isfinite(state)  # [B, D]
+    def _require_finite(self, state: Tensor, layer: int, places: Sequence[int]) -> None:
+        finite = torch.isfinite(state)  # [K, D]
         if not finite.all():
             row = int((~finite).any(dim=1).nonzero()[0])
-            example = self._first + batch[row]
+            example = self._first + bisect_right(self._starts, places[row]) - 1
             raise ValueError(
                 f"layer {layer} gives example {example} a state that is not finite "
                 f"({int((~finite[row]).sum())} of {state.shape[1]} entries are NaN or infinite in "

@@ -74,9 +74,23 @@ class Reader:
             ValueError: tokens that the model cannot take, a state that is not finite, layers that
                 are no decoder layers.
         """
+        kept = kept_tokens(list(map(len, tokens)), self._position, first)
+        each = None if kept is None else [(token,) for token in kept]
+        return self.states_at(tokens, each, on_batch, first)
+
+    def states_at(
+        self,
+        tokens: Sequence[Sequence[int]],
+        kept: Sequence[Sequence[int]] | None,
+        on_batch: Callable[[int], Any],
+        first: int = 0,
+    ) -> Tensor:
+        """The same at the token indices ``kept`` of each example, side by side in ``[L, K, D]``.
+
+        ``None`` keeps the mean over the tokens of each.
+        """
         require_fitting(tokens, embedded(self._model), self._longest, first)
         lengths = list(map(len, tokens))
-        kept = kept_tokens(lengths, self._position, first)
         reader = BlockReader(self._found, self.layers, self.dtype, kept, len(tokens), first)
         watched = Watched(self._model, self._found)
         with torch.no_grad(), evaluating(self._model), reader.installed(), watched:
