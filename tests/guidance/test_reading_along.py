@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from expertsteer.guidance.knowing import states_of_texts
 from expertsteer.guidance.reading_along import ReadingAlong
@@ -27,6 +28,8 @@ STEPS = {
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma3_text", "mistral"])
 @pytest.mark.parametrize("steps", STEPS.values(), ids=list(STEPS))
 def test_every_state_is_that_of_a_text_read_anew(family, steps):
+    if family == "gemma3_text" and transformers.__version__.startswith("4."):
+        pytest.skip("its cache has a fixed length before transformers 5, which is refused")
     model, tokenizer = build_or_skip(family).eval(), tiny_tokenizer()
     reading = ReadingAlong(model, tokenizer, LAYERS)
     for texts in steps:
@@ -63,4 +66,4 @@ def test_a_layer_that_is_not_there_is_refused(layers):
 @pytest.mark.parametrize("family", ["mamba", "bloom"])
 def test_a_model_that_cannot_mask_what_it_has_read_is_refused(family):
     with pytest.raises(ValueError, match="cannot read along"):
-        ReadingAlong(build_or_skip(family), tiny_tokenizer(), [0])
+        ReadingAlong(build_or_skip(family), tiny_tokenizer(), [0]).states([A])

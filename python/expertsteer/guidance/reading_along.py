@@ -105,7 +105,7 @@ class ReadingAlong:
             shared.append(min(length, len(ids) - 1))
         if before != list(range(len(self._rows))):
             chosen = torch.tensor(before, dtype=torch.int64, device="cpu")
-            self._cache.reorder_cache(chosen.to(input_device(self.model)))
+            self._cache = _reordered(self._cache, chosen.to(input_device(self.model)))
             self._mask = self._mask[chosen]
             self._columns = [list(self._columns[j]) for j in before]
         for i, n in enumerate(shared):
@@ -159,14 +159,16 @@ class ReadingAlong:
 
     def _cache_of(self, output: Any) -> Any:
         cache = find_cache(output)
-        if not hasattr(cache, "reorder_cache"):
+        grows = not getattr(cache, "is_compileable", False)  # else its length is fixed
+        if not (hasattr(cache, "reorder_cache") and grows) and not isinstance(cache, tuple):
             raise self._cannot()
         return cache
 
     def _cannot(self) -> ValueError:
         return ValueError(
             f"the expert, {type(self.model).__name__}, cannot read along: that takes position_ids, "
-            "and a key-value cache whose rows can change places; give an attention model"
+            "and a key-value cache that grows and whose rows can change places; give an attention "
+            "model, or a newer transformers"
         )
 
     @contextmanager
@@ -187,6 +189,14 @@ class ReadingAlong:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _reordered(cache: Any, rows: Tensor) -> Any:
+    """The cache with these of its rows; nested tuples are what some models had before 5.0."""
+    if not isinstance(cache, tuple):
+        cache.reorder_cache(rows)
+        return cache
+    return tuple(tuple(t.index_select(0, rows) for t in layer) for layer in cache)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
