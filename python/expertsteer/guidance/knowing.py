@@ -79,7 +79,7 @@ def states_of_knowing(
     if not showings:
         raise ValueError("showings must name at least one way to show the answer, came none")
     reader = _reader(model, tokenizer, layers, batch_size, decoder_layers)
-    total: Tensor | float = 0.0
+    total: Tensor | None = None
     for showing in showings:
         shown = [before_prompt(showing, p, a) for p, a in zip(prompts, answers)]
         begun = encode(tokenizer, [s + p for s, p in zip(shown, prompts)])
@@ -88,8 +88,9 @@ def states_of_knowing(
             answer = one.ids[one.start + 1 :]
             rows.append([*ids, *answer])
             tokens.append(range(len(ids) - 1, len(ids) + len(answer)))
-        total = total + reader.states_at(rows, tokens, on_batch)
-    return torch.as_tensor(total / len(showings))
+        states = reader.states_at(rows, tokens, on_batch)
+        total = states if total is None else total + states
+    return total / len(showings)
 
 
 def before_prompt(showing: Showing, prompt: str, answer: str) -> str:

@@ -202,7 +202,7 @@ class Live:
         if not told:
             return None
         states = self.guidance(self.reading.states([texts[i] for i in told]))
-        return rows[told], torch.full((len(told),), column, dtype=torch.int64), states
+        return rows[told], torch.full_like(rows[told], column), states
 
 
 def _put_back(model: nn.Module, name: str, before: Any) -> None:
