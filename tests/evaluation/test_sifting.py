@@ -30,7 +30,9 @@ def drawn(seed):
 def priced():
     model, tokenizer = build("llama", layers=LAYERS).eval(), tiny_tokenizer()
     halves = [neutral_texts(model, NEUTRAL[i::2], tokenizer) for i in (0, 1)]
-    return EqualPrice(model, Scorer(model, tokenizer), "kl", *halves, Searching(BUDGET), 32, {})
+    return EqualPrice(
+        model, Scorer(model, tokenizer), "kl", *halves, Searching(BUDGET, most=2, lift=2), 32, {}
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))

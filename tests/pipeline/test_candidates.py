@@ -7,7 +7,7 @@ import torch
 
 import expertsteer as es
 from expertsteer.calibration.bracket import STEP
-from expertsteer.calibration.calibrating import PER_ROUND, Searching, searched
+from expertsteer.calibration.calibrating import Searching, searched
 from expertsteer.calibration.divergence import Divergence, neutral_texts
 from expertsteer.pipeline import candidates, effects
 from expertsteer.pipeline.effects import AtHand
@@ -107,9 +107,9 @@ def test_an_effect_is_the_change_of_a_plain_difference(captures, target, contras
     def preference():
         return sum(whole(p[0]) - whole(n[0]) for p, n in texts) / len(texts)
 
-    searching = Searching(0.1, effects.PASSES, tolerance=STEP - 1)
+    searching = Searching(0.1, effects.PASSES, tolerance=STEP - 1, lift=2)
     neutral = neutral_texts(target, NEUTRAL, tokenizer, effects.NEUTRAL_TOKENS)
-    found_for = searched(Divergence(target, neutral, "kl", PER_ROUND, 16), one, searching)
+    found_for = searched(Divergence(target, neutral, "kl", searching.per_round, 16), one, searching)
     before = preference()
     with es.attach(target, one, strength=found_for.crossing):
         assert found == pytest.approx(preference() - before, abs=1e-4)

@@ -24,7 +24,6 @@ from .divergence import MEASURES, Divergence, NeutralTexts, neutral_texts
 from .neutral import NEUTRAL_TEXTS
 
 PASSES = 12
-PER_ROUND = 2  # strengths in a batch: with more, as many rounds are needed and the rest is in vain
 TOLERANCE = 0.02
 COARSE = 1.1  # ratio of the bracket's ends from which on a result says so
 
@@ -56,7 +55,7 @@ def calibrate(
     """Find the largest strength whose divergence on neutral text stays within a budget.
 
     Every token of the texts is steered. The unsteered model runs first, and how far apart its
-    states are at the steered layers tells how small the first strengths must be; two are then
+    states are at the steered layers tells how small the first strengths must be; several are then
     measured in one batch, and the bracket around the budget is narrowed. The search looks for the
     first crossing: all measured strengths below the one found keep the budget.
 
@@ -72,7 +71,7 @@ def calibrate(
         layers: steer only these; a list of such lists gives one result for each.
         operation: see `attach`.
         start: where the first round of strengths lies around, by default what the unsteered
-            states tell: ``8 sqrt(budget)`` of their median deviations, taken dimension by
+            states tell: ``4 sqrt(budget)`` of their median deviations, taken dimension by
             dimension. The result does not depend on it beyond the tolerance, where ``max_passes``
             are enough.
         smallest, largest: nothing outside is tried.
@@ -106,7 +105,7 @@ def calibrate(
     subsets = {name: _subsets(one, layers) for name, one in experts.items()}
     least = 1 if measure == "kl" else 2
     neutral = neutral_texts(model, texts, tokenizer, max_length, least)
-    divergence = Divergence(model, neutral, measure, PER_ROUND, batch_size)
+    divergence = Divergence(model, neutral, measure, searching.per_round, batch_size)
     results = {
         name: [calibrated(divergence, experts[name].select(s), searching) for s in chosen]
         for name, chosen in subsets.items()
@@ -137,7 +136,8 @@ def found_strength(
 class Searching:
     """How strengths are searched for: ``limit`` is the budget in nats, the rest as in `calibrate`.
 
-    ``options`` go to `attach`.
+    ``options`` go to `attach`. Comparisons, which search often, take at ``most`` two strengths at
+    once and ``lift`` the start that the states tell: fewer strengths, at times a round more.
     """
 
     limit: float
@@ -147,6 +147,8 @@ class Searching:
     largest: float = 64.0
     tolerance: float = TOLERANCE
     options: Mapping[str, Any] = field(default_factory=dict)
+    most: int = 4
+    lift: float = 1.0
 
     def __post_init__(self) -> None:
         bounds = [b for b in (self.smallest, self.start, self.largest) if b is not None]
@@ -160,6 +162,11 @@ class Searching:
             raise ValueError(f"tolerance must be a share such as 0.02, came {self.tolerance}")
         if type(self.max_passes) is not int or self.max_passes < 4:
             raise ValueError(f"max_passes must be an integer from 4 on, came {self.max_passes!r}")
+
+    @property
+    def per_round(self) -> int:
+        """Strengths in a batch: three rounds, beside the unsteered model, at least."""
+        return max(2, min(self.most, (self.max_passes - 1) // 3))
 
 
 def calibrated(
@@ -209,7 +216,7 @@ def searched(divergence: Divergence, vectors: SteeringVectors, searching: Search
         start = searching.start
         if start is None:
             operation = options.get("operation", "add")
-            start = divergence.spread(steering).start(vectors, operation, limit)
+            start = divergence.spread(steering).start(vectors, operation, limit) * searching.lift
         return search(
             lambda places: divergence(steering, 0, places),
             limit,
@@ -217,7 +224,7 @@ def searched(divergence: Divergence, vectors: SteeringVectors, searching: Search
             smallest=searching.smallest,
             largest=searching.largest,
             affordable=lambda: left - divergence.passes - divergence.next_cost,
-            per_round=PER_ROUND,
+            per_round=searching.per_round,
             tolerance=searching.tolerance,
         )
 

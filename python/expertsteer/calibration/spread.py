@@ -18,7 +18,7 @@ from ..vectors.vectors import SteeringVectors
 UNKNOWN = 0.2  # the first strength where the states do not differ, so that nothing is told
 _TOKENS = 256  # sampled at each layer; medians need no more to tell a factor of two
 _GRID = math.sqrt(2)  # starts are powers of it: rounding in the states does not move them
-_DEVIATIONS = 8.0  # that cost a few nats, or less, see `Spread.start`
+_DEVIATIONS = 4.0  # that cost about a nat, or less, see `Spread.start`
 
 
 class Spread:

@@ -141,7 +141,9 @@ def _compared(
     halves = [
         neutral_texts(model, neutral[i::2], tokenizer, max_length, least) for i in (0, 1)
     ]  # chosen on, reported on
-    searching = Searching(limit, PASSES, start, options={"decoder_layers": decoder_layers})
+    searching = Searching(
+        limit, PASSES, start, most=2, lift=2, options={"decoder_layers": decoder_layers}
+    )
     equal_price = EqualPrice(
         model, score, measure, *halves, searching, batch_size, dict(prices or {})
     )

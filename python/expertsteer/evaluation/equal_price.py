@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..calibration.bracket import STEP
 from ..calibration.calibrating import (
-    PER_ROUND,
     BudgetError,
     Searching,
     calibrated,
@@ -67,8 +66,9 @@ class EqualPrice:
         every = slice(None, None, 3)
         rows, places = self.chosen_on.rows[every], self.chosen_on.places[every]
         few = replace(self.chosen_on, rows=rows, places=places)
+        groups = self.searching.per_round
         self.calibrating, self.sifting = (
-            Divergence(self.model, texts, self.measure, PER_ROUND, self.batch_size)
+            Divergence(self.model, texts, self.measure, groups, self.batch_size)
             for texts in (self.chosen_on, few)
         )
         self.reporting = Divergence(self.model, self.reported_on, self.measure, 1, self.batch_size)

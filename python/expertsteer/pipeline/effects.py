@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..calibration.bracket import STEP
-from ..calibration.calibrating import PER_ROUND, Searching, checked_budget, searched
+from ..calibration.calibrating import Searching, checked_budget, searched
 from ..calibration.divergence import Divergence, neutral_texts
 from ..contrast.stream import Source
 from ..models.forward import longest
@@ -121,12 +121,14 @@ def effects_of(
 ) -> dict[tuple[int, int], float]:
     model, options = at_hand.model, {"decoder_layers": at_hand.decoder_layers}
     limit = checked_budget(at_hand.budget, at_hand.measure)
-    searching = Searching(limit, PASSES, tolerance=STEP - 1, options=options)
+    searching = Searching(limit, PASSES, tolerance=STEP - 1, options=options, lift=2)
     least = 1 if at_hand.measure == "kl" else 2
     neutral = neutral_texts(
         model, _neutral(at_hand, rows), at_hand.tokenizer, NEUTRAL_TOKENS, least
     )
-    divergence = Divergence(model, neutral, at_hand.measure, PER_ROUND, at_hand.batch_size)
+    divergence = Divergence(
+        model, neutral, at_hand.measure, searching.per_round, at_hand.batch_size
+    )
     sequences = [scored for pair in texts for scored in pair]
 
     def preference() -> Tensor:
